@@ -25,6 +25,7 @@ import click
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Pinned here alone: the daemon's metadata asks for the same version, and a test compares them.
 LLAMA_VERSION = "0.3.36"
 LLAMA_SDIST_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 # One wheel for every x86_64 host: the CPU kernels are compiled for each instruction set and the
@@ -63,7 +64,8 @@ def source_files(root: Path = ROOT) -> list[Path]:
     package = root / "daemon"
     sources = (p for p in (package / "src").rglob("*") if p.is_file() and p.suffix != ".pyc")
     wanted = (p for p in sources if not any(part.endswith(".egg-info") for part in p.parts))
-    return sorted([*wanted, package / "pyproject.toml", package / "requirements.txt"])
+    described = [package / n for n in ("pyproject.toml", "requirements.in", "requirements.txt")]
+    return sorted([*wanted, *described])
 
 
 def code_id(root: Path = ROOT) -> str:

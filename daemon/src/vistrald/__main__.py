@@ -1,0 +1,3 @@
+from vistrald.cli import main
+
+main()

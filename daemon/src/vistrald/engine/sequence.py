@@ -1,0 +1,153 @@
+"""One request: its tokens, sampling settings, output and times."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Literal
+
+from vistrald.engine.llama import Sampler
+from vistrald.engine.sampling import Sampling
+from vistrald.engine.text import TextOutput
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class EngineFailedError(Exception):
+    """The engine thread died while the request was in it; the process is about to exit."""
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Durations in milliseconds, from submission on."""
+
+    queue_ms: float  # until the first batch that held the sequence
+    prompt_ms: float  # from there to the first generated token
+    predicted_ms: float  # from the first to the last generated token
+    ttft_ms: float  # from submission to the first generated token
+    prompt_n: int
+    predicted_n: int
+
+    @property
+    def prompt_per_second(self) -> float:
+        return self.prompt_n / self.prompt_ms * 1000 if self.prompt_ms else 0.0
+
+    @property
+    def predicted_per_second(self) -> float:
+        """Rate of decode steps: the first token comes with prefill and is not counted."""
+        steps = self.predicted_n - 1
+        return steps / self.predicted_ms * 1000 if steps > 0 and self.predicted_ms else 0.0
+
+
+@dataclass(frozen=True)
+class Result:
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    timings: Timings
+
+
+class Stream:
+    """The caller's end of a request: iterate it for text, then read `result`."""
+
+    def __init__(self, on_cancel: Callable[["Stream"], None] = lambda _: None) -> None:
+        self._on_cancel = on_cancel
+        self._events: SimpleQueue[str | Result | EngineFailedError] = SimpleQueue()
+        self.result: Result | None = None
+        self.cancelled = False
+        self.ended = False  # then there is a result, unless the engine failed
+
+    def __iter__(self) -> Iterator[str]:
+        """Text pieces as they are generated. Raises EngineFailedError."""
+        return self.poll(None)
+
+    def poll(self, interval: float | None) -> Iterator[str]:
+        """Like iteration, with "" whenever nothing came for `interval` seconds."""
+        while not self.ended:
+            try:
+                event = self._events.get(timeout=interval)
+            except Empty:
+                yield ""
+                continue
+            if isinstance(event, str):
+                yield event
+                continue
+            self.ended = True
+            if isinstance(event, EngineFailedError):
+                raise event
+            self.result = event
+
+    def cancel(self) -> None:
+        """Ends the request before its next token, with finish_reason "cancelled"."""
+        self.cancelled = True
+        self._on_cancel(self)
+
+    def abandon(self) -> None:
+        """Cancels and waits until the engine has let go; pieces that still come are dropped."""
+        self.cancel()
+        with contextlib.suppress(EngineFailedError):
+            for _ in self:
+                pass
+
+    def put(self, event: str | Result | EngineFailedError) -> None:
+        """For the engine: hands an event to whoever iterates."""
+        self._events.put(event)
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A request inside the engine.
+
+    `tokens` is the prompt and what was generated; the first `computed` of them are in the KV cache.
+    More than one pending token is prefill, exactly one is decode: both are the same operation.
+    """
+
+    tokens: list[int]
+    sampling: Sampling
+    stream: Stream
+    sampler: Sampler
+    output: TextOutput
+    prompt_tokens: int
+    computed: int = 0
+    slot: int = -1
+    submitted: float = field(default_factory=time.monotonic)
+    started: float = 0.0
+    first_token: float = 0.0
+    last_token: float = 0.0
+
+    @property
+    def pending(self) -> int:
+        return len(self.tokens) - self.computed
+
+    @property
+    def prefilling(self) -> bool:
+        return self.computed < self.prompt_tokens
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def reserved(self) -> int:
+        """KV cells it may come to need."""
+        return self.prompt_tokens + self.sampling.max_tokens
+
+    def append(self, token: int) -> None:
+        self.tokens.append(token)
+        self.last_token = time.monotonic()
+        self.first_token = self.first_token or self.last_token
+
+    def result(self, reason: FinishReason) -> Result:
+        now = time.monotonic()
+        started = self.started or now
+        first = self.first_token or now
+        timings = Timings(
+            queue_ms=(started - self.submitted) * 1000,
+            prompt_ms=(first - started) * 1000,
+            predicted_ms=((self.last_token or first) - first) * 1000,
+            ttft_ms=(first - self.submitted) * 1000,
+            prompt_n=min(self.computed, self.prompt_tokens),
+            predicted_n=self.generated,
+        )
+        return Result(reason, self.prompt_tokens, self.generated, timings)

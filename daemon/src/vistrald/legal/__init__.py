@@ -1,0 +1,1 @@
+"""Prompts for legal questions; their texts lie beside the code, one file each."""

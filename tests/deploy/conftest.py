@@ -1,0 +1,53 @@
+"""Hosts for the deployment tests, and playbooks run on them by ansible-runner."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ansible_runner
+import pytest
+
+from lab import Lab
+from lab.lab import Host
+from tests.deploy.support import Outcome, Play, outcome
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """A lab of the module's own; all its hosts go when the module ends."""
+    name = request.module.__name__.rpartition(".")[2].removeprefix("test_").replace("_", "-")
+    with Lab(f"t-{name}") as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def play(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Play:
+    """Runs a playbook of the repository on one host with the demo's variables."""
+
+    def run(playbook: str, host: Host, *, check: bool = False, **extravars: Any) -> Outcome:
+        home = tmp_path_factory.mktemp("play")
+        inventory = home / "inventory"
+        (inventory / "group_vars").mkdir(parents=True)
+        (inventory / "group_vars/vistral.yml").symlink_to(
+            ROOT / "inventory/demo/group_vars/vistral.yml"
+        )
+        hosts = lab.inventory()
+        hosts["vistral"] = {"hosts": {host.name: {}}}
+        (inventory / "hosts.json").write_text(json.dumps(hosts))
+        runner = ansible_runner.run(
+            private_data_dir=str(home),
+            project_dir=str(ROOT),
+            playbook=playbook,
+            inventory=str(inventory),
+            extravars=extravars,
+            cmdline="--check" if check else None,
+            quiet=True,
+        )
+        return outcome(runner)
+
+    return run

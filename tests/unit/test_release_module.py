@@ -1,0 +1,136 @@
+"""The order of releases, the way back, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "releases").mkdir()
+    return tmp_path
+
+
+def install(root: Path, identity: str, socket: str = "8080") -> None:
+    folder = root / "releases" / identity
+    folder.mkdir()
+    (folder / "vistrald.socket").write_text(socket)
+    (folder / "release.json").write_text(json.dumps({"id": identity}))
+
+
+def deploy(module: ModuleType, root: Path, *identities: str) -> None:
+    for identity in identities:
+        install(root, identity)
+        module.activate(root, identity)
+
+
+def test_activation_switches_the_symlink_and_says_what_was_left(release_module, root):
+    deploy(release_module, root, "a")
+    install(root, "b")
+    answer = release_module.activate(root, "b")
+    assert answer == {"changed": True, "left": "a", "socket_changed": False}
+    assert (root / "current").resolve() == root / "releases" / "b"
+
+
+def test_activating_the_current_release_changes_nothing(release_module, root):
+    deploy(release_module, root, "a", "b")
+    assert release_module.activate(root, "b")["changed"] is False
+    assert [r.activation for r in release_module.load(root)] == [1, 2]
+
+
+def test_a_release_that_is_not_complete_is_refused(release_module, root):
+    deploy(release_module, root, "a")
+    (root / "releases" / "half").mkdir()
+    with pytest.raises(
+        release_module.RefusedError, match=r"no complete release half.*there are: a"
+    ):
+        release_module.activate(root, "half")
+    assert release_module.current(root) == "a"
+
+
+@pytest.mark.requirement("8.5")
+def test_rollback_returns_to_the_one_before_and_marks_the_bad_one(release_module, root):
+    deploy(release_module, root, "a", "b", "c")
+    answer = release_module.rollback(root, "wrong\nanswers", allow_none=False)
+    assert answer["left"] == "c"
+    assert release_module.current(root) == "b"
+    assert {r.id: r.bad for r in release_module.load(root)}["c"] == "wrong answers"
+
+
+def test_rollback_follows_activation_not_names_or_clocks(release_module, root):
+    deploy(release_module, root, "z", "a", "m")
+    release_module.activate(root, "z")
+    release_module.rollback(root, "r", allow_none=False)
+    assert release_module.current(root) == "m"
+
+
+def test_rollback_skips_releases_that_are_bad(release_module, root):
+    deploy(release_module, root, "a", "b")
+    release_module.rollback(root, "r", allow_none=False)
+    deploy(release_module, root, "c")
+    release_module.rollback(root, "r", allow_none=False)
+    assert release_module.current(root) == "a"
+
+
+def test_rollback_refuses_at_the_oldest(release_module, root):
+    deploy(release_module, root, "a")
+    with pytest.raises(release_module.RefusedError, match="a is the oldest release"):
+        release_module.rollback(root, "r", allow_none=False)
+    assert release_module.current(root) == "a"
+    assert release_module.load(root)[0].bad == ""
+
+
+def test_rollback_without_any_release_is_refused(release_module, root):
+    with pytest.raises(release_module.RefusedError, match="nothing to roll back"):
+        release_module.rollback(root, "r", allow_none=True)
+
+
+def test_a_failed_first_deployment_leaves_nothing_current(release_module, root):
+    deploy(release_module, root, "a")
+    release_module.rollback(root, "died", allow_none=True)
+    assert release_module.current(root) is None
+    assert not (root / "current").is_symlink()
+
+
+def test_interrupted_rollback_is_completed_by_the_next(release_module, root):
+    deploy(release_module, root, "a", "b")
+    release_module.write_text(root / "releases/b/bad", "cut off after the mark")
+    release_module.rollback(root, "again", allow_none=False)
+    assert release_module.current(root) == "a"
+
+
+def test_interrupted_activation_leaves_the_way_back_unchanged(release_module, root):
+    deploy(release_module, root, "a", "b")
+    install(root, "c")
+    release_module.write_text(root / "releases/c/activation", "3")  # cut off before the symlink
+    assert release_module.before(release_module.load(root), release_module.current(root)) == "a"
+
+
+def test_a_changed_socket_is_noticed_in_both_directions(release_module, root):
+    deploy(release_module, root, "a")
+    install(root, "b", socket="9090")
+    assert release_module.activate(root, "b")["socket_changed"] is True
+    assert release_module.rollback(root, "r", allow_none=False)["socket_changed"] is True
+
+
+def test_prune_keeps_the_current_one_and_its_way_back(release_module, root):
+    deploy(release_module, root, "a", "b", "c", "d", "e")
+    assert release_module.prune(root, 0, remove=True)["removed"] == ["a", "b", "c"]
+    assert sorted(p.name for p in (root / "releases").iterdir()) == ["d", "e"]
+
+
+def test_prune_in_check_mode_removes_nothing(release_module, root):
+    deploy(release_module, root, "a", "b", "c")
+    assert release_module.prune(root, 0, remove=False)["changed"] is True
+    assert len(release_module.load(root)) == 3
+
+
+def test_check_mode_never_switches(release_module, root):
+    deploy(release_module, root, "a")
+    install(root, "b")
+    params = {"root": root, "action": "activate", "id": "b"}
+    assert release_module.run(params, check_mode=True)["current"] == "a"
