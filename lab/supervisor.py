@@ -13,6 +13,14 @@ from lab.process import wait_until
 from lab.state import HostRecord, records
 
 _REBOOT = 133  # systemd-nspawn's exit code for it
+_ENVIRONMENT = {
+    # Its system call filter forbids bpf, without which IPAddressDeny= silently does nothing.
+    "SYSTEMD_SECCOMP": "0",
+    # The host sets net.* for itself; everything else under /proc/sys is the machine's.
+    "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network",
+    # As on Debian /tmp is on the disk; in memory it would count against the host's limit.
+    "SYSTEMD_NSPAWN_TMPFS_TMP": "0",
+}
 
 
 def main() -> None:
@@ -30,7 +38,7 @@ def main() -> None:
         cgroup.enter(groups)
         if host.memory is not None:
             (groups["memory"] / "memory.limit_in_bytes").write_text(str(host.memory))
-        while (code := _boot(command(host)).wait()) == _REBOOT:
+        while (code := _boot(_command(host)).wait()) == _REBOOT:
             pass
     sys.exit(code)
 
@@ -54,7 +62,7 @@ def _boot_in_scope(host: HostRecord, scope: Path) -> int:
     cgroup.remove([group])
     group.mkdir()
     enter = ("sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(group))
-    container = _boot([*enter, *command(host)])
+    container = _boot([*enter, *_command(host)])
     if host.memory is not None:
         (group / "memory.max").write_text(str(host.memory))
         # Programs in the host see the group that systemd-nspawn makes, not the one above it.
@@ -65,20 +73,10 @@ def _boot_in_scope(host: HostRecord, scope: Path) -> int:
 
 
 def _boot(argv: list[str]) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(argv, env={**os.environ, **ENVIRONMENT})
+    return subprocess.Popen(argv, env={**os.environ, **_ENVIRONMENT})
 
 
-ENVIRONMENT = {
-    # Without its own system call filter: kernels that lack seccomp refuse to boot with it.
-    "SYSTEMD_SECCOMP": "0",
-    # The host sets net.* for itself; everything else under /proc/sys is the machine's.
-    "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network",
-    # As on Debian /tmp is on the disk; in memory it would count against the host's limit.
-    "SYSTEMD_NSPAWN_TMPFS_TMP": "0",
-}
-
-
-def command(host: HostRecord) -> list[str]:
+def _command(host: HostRecord) -> list[str]:
     """Return the command that boots the container and ends with it."""
     return [
         *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--console=pipe"),

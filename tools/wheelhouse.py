@@ -102,10 +102,13 @@ def pip(*args: str, **environment: str) -> None:
 
 
 def compile_llama(sdist: Path, into: Path, log: Path) -> None:
-    """Compiles the wheel, about eight minutes on two cores, showing ninja's own step count."""
-    command = [sys.executable, "-m", "pip", "wheel", "-v", "--no-deps", f"--wheel-dir={into}"]
+    """Compiles the wheel, showing ninja's own step count.
+
+    pip's cache of wheels knows nothing of CMAKE_ARGS and would hand out another build's wheel.
+    """
+    command = [sys.executable, "-m", "pip", "wheel", "-v", "--no-deps"]
     process = subprocess.Popen(
-        [*command, str(sdist)],
+        [*command, "--no-cache-dir", f"--wheel-dir={into}", str(sdist)],
         env=os.environ | {"CMAKE_ARGS": " ".join(LLAMA_CMAKE_ARGS)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

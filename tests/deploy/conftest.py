@@ -10,8 +10,7 @@ from typing import Any
 import ansible_runner
 import pytest
 
-from lab import Lab
-from lab.lab import Host
+from lab import Host, Lab
 from tests.deploy.support import Outcome, Play, outcome
 
 ROOT = Path(__file__).resolve().parents[2]

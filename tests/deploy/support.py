@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab.lab import Host
+from lab import Host
 
 
 @dataclass
@@ -42,7 +42,12 @@ def outcome(runner: Any) -> Outcome:
             if data.get("task_action") == "ansible.builtin.debug":
                 result.messages.append(message)
         elif event["event"] == "runner_on_failed" and not data.get("ignore_errors"):
-            result.failures.append(f"{data['task']}: {message} {answer.get('stdout', '')}")
+            # A loop's own message says only that some item failed.
+            items = [
+                item.get("msg", "") for item in answer.get("results", []) if item.get("failed")
+            ]
+            said = " ".join([message, answer.get("stdout", ""), *items])
+            result.failures.append(f"{data['task']}: {said}")
     return result
 
 

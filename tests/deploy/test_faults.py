@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lab import Lab
-from lab.lab import Host
+from lab import Host, Lab
 from tests.deploy.support import Play, current, generate
 
 pytestmark = pytest.mark.host
@@ -78,7 +77,7 @@ def test_a_damaged_model_is_not_loaded_and_the_next_run_mends_it(host, good, pla
     started = host.run(["systemctl", "restart", "vistrald.service"], check=False)
     assert started.returncode != 0
     journal = host.run(["journalctl", "--unit=vistrald.service", "--lines=40", "--output=cat"])
-    expected = {"altered": PIN, "truncated": "98362432", "missing": "no such file"}
+    expected = {"altered": PIN, "truncated": "98362432", "missing": "does not exist"}
     assert expected[damage] in journal.stdout.lower()
     host.run(["systemctl", "stop", "vistrald.service"])
     host.run(["systemctl", "reset-failed", "vistrald.service"])

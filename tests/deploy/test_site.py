@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from lab import Lab
-from lab.lab import Host
+from lab import Host, Lab
 from tests.deploy.support import Play, current, generate
 
 pytestmark = [pytest.mark.host, pytest.mark.requirement("8.1")]

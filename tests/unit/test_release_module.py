@@ -123,6 +123,13 @@ def test_prune_keeps_the_current_one_and_its_way_back(release_module, root):
     assert sorted(p.name for p in (root / "releases").iterdir()) == ["d", "e"]
 
 
+def test_prune_removes_what_an_interruption_left(release_module, root):
+    deploy(release_module, root, "a", "b")
+    (root / "releases/half/venv").mkdir(parents=True)
+    assert release_module.prune(root, 3, remove=True)["removed"] == ["half"]
+    assert not (root / "releases/half").exists()
+
+
 def test_prune_in_check_mode_removes_nothing(release_module, root):
     deploy(release_module, root, "a", "b", "c")
     assert release_module.prune(root, 0, remove=False)["changed"] is True

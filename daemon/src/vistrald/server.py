@@ -4,18 +4,20 @@ import logging
 import os
 import threading
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 from gunicorn.workers.gthread import ThreadWorker
 
-from vistrald.api import create_app
 from vistrald.notify import Notifier
-from vistrald.service import Service
 from vistrald.settings import Settings
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+    from vistrald.service import Service
 
 # Exit codes of a worker that make gunicorn end as a whole instead of starting another worker.
 ENGINE_DIED: int = Arbiter.WORKER_BOOT_ERROR  # 3: a restart may help
@@ -37,7 +39,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
 class Server(BaseApplication):  # type: ignore[misc]  # gunicorn is untyped
     """`vistrald serve`; listens on systemd's sockets if there are any, else on server.listen."""
 
-    service: Service
+    service: "Service"
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -63,8 +65,14 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn is untyped
         for key, value in options.items():
             self.cfg.set(key, value)
 
-    def load(self) -> Flask:
-        """Runs in the worker, after the fork: libllama's threads would not survive one."""
+    def load(self) -> "Flask":
+        """Runs in the worker: libllama's threads would not survive the fork.
+
+        Imported here, so that the arbiter stays at a third of the memory.
+        """
+        from vistrald.api import create_app  # noqa: PLC0415
+        from vistrald.service import Service  # noqa: PLC0415
+
         self.service = Service(
             self.settings, notifier=Notifier(self._notify_socket), on_failure=_exit_worker
         )

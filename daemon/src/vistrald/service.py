@@ -14,9 +14,10 @@ from vistrald import log as logs
 from vistrald import model_file
 from vistrald.cgroup import memory_limit, usable_cores
 from vistrald.engine import llama
-from vistrald.engine.engine import Engine
+from vistrald.engine.engine import Engine, QueueFullError
 from vistrald.engine.prompt import PromptEncoder
-from vistrald.engine.sequence import Result
+from vistrald.engine.sampling import Sampling
+from vistrald.engine.sequence import Result, Stream
 from vistrald.engine.template import ChatTemplate, TemplateError
 from vistrald.metrics import Metrics
 from vistrald.notify import Notifier
@@ -91,6 +92,15 @@ class Service:
         if self._encoder is None or self.phase != "ready":
             raise NotReadyError(self.phase)
         return self._encoder
+
+    def submit(self, tokens: list[int], sampling: Sampling) -> Stream:
+        """Engine.submit, counted also where it refuses. Raises also NotReadyError."""
+        try:
+            return self.engine.submit(tokens, sampling)
+        except QueueFullError:
+            self.totals.refused()
+            self.metrics.refused("queue_full")
+            raise
 
     @property
     def running(self) -> int:

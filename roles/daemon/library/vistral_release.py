@@ -200,16 +200,18 @@ def rollback(root: Path, reason: str, *, allow_none: bool) -> dict[str, Any]:
 
 
 def prune(root: Path, keep: int, *, remove: bool) -> dict[str, Any]:
-    """Removes old releases; the current one and its way back always stay."""
+    """Removes old releases and unfinished ones; the current one and its way back always stay."""
     releases = load(root)
     now = current(root)
     others = [release for release in releases if release.id != now]
     kept = {now, before(releases, now), *(r.id for r in (others[-keep:] if keep else []))}
-    doomed = [r.id for r in releases if r.id not in kept]
+    complete = [r.id for r in releases]
+    unfinished = {p.name for p in (root / "releases").glob("*") if p.name not in complete}
+    doomed = [*(name for name in complete if name not in kept), *sorted(unfinished)]
     if remove:
         for identity in doomed:
             # Without release.json a half-removed folder is no release any more.
-            (root / "releases" / identity / "release.json").unlink()
+            (root / "releases" / identity / "release.json").unlink(missing_ok=True)
             shutil.rmtree(root / "releases" / identity)
     return {"changed": bool(doomed), "removed": doomed}
 

@@ -35,7 +35,7 @@ def operations(service: Service) -> list[Operation]:
             )
         body.max_tokens = body.max_completion_tokens or body.max_tokens
         tokens = service.encoder.encode_messages([_message(message) for message in body.messages])
-        answer = service.engine.submit(tokens, body.sampling(service.settings.generation))
+        answer = service.submit(tokens, body.sampling(service.settings.generation))
         completion_id, now = f"chatcmpl-{g.request_id}", int(time.time())
         if not body.stream:
             text, result = collect(answer, peer(request.environ), g.record)

@@ -6,14 +6,13 @@ from importlib.resources import files
 import psutil
 from flask import Response
 from flask.typing import ResponseReturnValue
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from vistrald import __version__
 from vistrald.api import schemas
 from vistrald.api.operation import Operation, as_json
 from vistrald.cgroup import memory_limit
 from vistrald.service import Service
-
-METRICS_TYPE = "text/plain; version=1.0.0; charset=utf-8; escaping=underscores"
 
 
 def operations(service: Service) -> list[Operation]:
@@ -34,7 +33,7 @@ def operations(service: Service) -> list[Operation]:
         return as_json(body) if is_ready else as_json(body, 503, **{"Retry-After": "5"})
 
     def metrics() -> ResponseReturnValue:
-        return Response(service.metrics.exposition(), content_type=METRICS_TYPE)
+        return Response(service.metrics.exposition(), content_type=CONTENT_TYPE_LATEST)
 
     def status() -> ResponseReturnValue:
         return as_json(

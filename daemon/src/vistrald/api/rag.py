@@ -30,7 +30,7 @@ def operations(service: Service) -> list[Operation]:
     def submit() -> Stream:
         body = read_body(schemas.GenerateRequest)
         tokens = encode(service.encoder, body.prompt)
-        return service.engine.submit(tokens, body.sampling(service.settings.generation))
+        return service.submit(tokens, body.sampling(service.settings.generation))
 
     def generate() -> ResponseReturnValue:
         text, result = collect(submit(), peer(request.environ), g.record)

@@ -11,7 +11,7 @@ from typing import Any
 
 from flask import Response
 
-from vistrald.api.errors import shutting_down
+from vistrald.api.errors import ApiError, shutting_down
 from vistrald.api.request_log import RequestRecord
 from vistrald.engine.sequence import Result, Stream
 
@@ -31,9 +31,13 @@ def peer(environ: dict[str, Any]) -> socket.socket | None:
 def collect(
     stream: Stream, client: socket.socket | None, record: RequestRecord
 ) -> tuple[str, Result]:
-    """The whole answer. Raises ClientGoneError, EngineFailedError, ApiError (cancelled)."""
+    """The whole answer. Raises EngineFailedError, ApiError (client gone, service stopping)."""
     record.stream = stream
-    text = "".join(_watched(stream, client))
+    try:
+        text = "".join(_watched(stream, client))
+    except ClientGoneError:
+        # nginx's status for it; nobody reads it but the log
+        raise ApiError(499, "client_gone", "the client closed the connection", "-") from None
     return text, ended(stream)
 
 

@@ -101,15 +101,18 @@ class Engine:
         )
 
     def _on_cancel(self, stream: Stream) -> None:
-        """Wakes the engine thread; a prefill batch, which can take half a minute, is aborted."""
+        """A waiting request ends at once; a prefill batch, half a minute long, is aborted.
+
+        A decode step is short and shared with others: it is let finish.
+        """
         with self._changed:
-            prefilling = any(
-                sequence.stream is stream and sequence.prefilling
-                for sequence in self._scheduler.running
-            )
-            self._changed.notify()
-        if prefilling:
-            self._context.abort()
+            for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
+                if sequence.stream is not stream:
+                    continue
+                if sequence.slot < 0:
+                    self._finish(sequence, "cancelled")
+                elif sequence.prefilling:
+                    self._context.abort()
 
     def run(self) -> None:
         """Works until stop(); an exception here means the engine is dead."""

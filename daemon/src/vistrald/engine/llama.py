@@ -177,6 +177,11 @@ class Context:
 
     def __init__(self, model: Model, settings: EngineSection, threads: int) -> None:
         """Allocates the cache for settings.context_tokens. Raises LlamaError."""
+        if settings.context_tokens > model.trained_context:
+            raise LlamaError(
+                f"engine.context_tokens = {settings.context_tokens} exceeds the "
+                f"{model.trained_context} that the model was trained for; lower it"
+            )
         params = C.llama_context_default_params()
         params.n_ctx = settings.context_tokens
         # Equal, so that a batch is one micro-batch: an abort then leaves nothing of it behind.

@@ -40,7 +40,8 @@ class PromptEncoder:
         self._control = tokenizer.control | structural
         texts = {tokenizer.text(token) for token in self._control}
         longest_first = sorted((text for text in texts if len(text) > 1), key=len, reverse=True)
-        self._control_text = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        either = "|".join(map(re.escape, longest_first)) or r"(?!)"
+        self._control_text = re.compile(f"({either})")  # the group makes split() keep them
         self._openers = self._find_openers()
 
     def encode_messages(self, messages: Sequence[Message]) -> list[int]:
@@ -53,12 +54,12 @@ class PromptEncoder:
             if part.is_content:
                 ids += self._encode_content(part.text)
             else:
-                ids += self._tokenizer.tokenize(part.text, special=True)
+                ids += self._encode_trusted(part.text)
         return self._with_one_bos(ids)
 
     def encode_rendered(self, prompt: str) -> list[int]:
         """Token ids of a prompt in the model's own format, as render() makes it."""
-        return self._with_one_bos(self._tokenizer.tokenize(prompt, special=True))
+        return self._with_one_bos(self._encode_trusted(prompt))
 
     def is_rendered(self, prompt: str) -> bool:
         """Whether the text begins as prompts in the model's own format do."""
@@ -87,6 +88,16 @@ class PromptEncoder:
             raise TemplateError("the text contains a control token that cannot be made harmless")
         return ids
 
+    def _encode_trusted(self, text: str) -> list[int]:
+        """Control-token text becomes control tokens, everything between them plain tokens.
+
+        Cut here rather than in libllama, so that what counts as control is decided in one place.
+        """
+        ids: list[int] = []
+        for index, piece in enumerate(self._control_text.split(text)):
+            ids += self._tokenizer.tokenize(piece, special=index % 2 == 1)
+        return ids
+
     def _neutralise(self, text: str) -> str:
         while self._control_text.search(text):
             text = self._control_text.sub(
@@ -95,8 +106,7 @@ class PromptEncoder:
         return text
 
     def _control_ids(self, text: str) -> list[int]:
-        ids = self._tokenizer.tokenize(text, special=True)
-        return [token for token in ids if token in self._control]
+        return [token for token in self._encode_trusted(text) if token in self._control]
 
     def _control_ids_of(self, parts: Sequence[Part]) -> list[int]:
         own = [self._control_ids(part.text) for part in parts if not part.is_content]

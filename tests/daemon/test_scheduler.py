@@ -1,0 +1,101 @@
+from typing import Any
+
+from vistrald.engine.sampling import Sampling
+from vistrald.engine.scheduler import MIXED_PREFILL_TOKENS, Batch, Scheduler
+from vistrald.engine.sequence import Sequence, Stream
+from vistrald.engine.text import TextOutput
+
+
+def sequence(prompt: int, max_tokens: int = 10) -> Sequence:
+    sampler: Any = None
+    return Sequence(
+        tokens=list(range(prompt)),
+        sampling=Sampling(max_tokens=max_tokens),
+        stream=Stream(),
+        sampler=sampler,
+        output=TextOutput([]),
+        prompt_tokens=prompt,
+    )
+
+
+def scheduler(slots: int = 4, context: int = 1000, batch: int = 128) -> Scheduler:
+    return Scheduler(slots=slots, queue_length=2, context_tokens=context, batch_tokens=batch)
+
+
+def compute(batch: Batch) -> None:
+    """What the engine does with a batch, with token 0 always sampled."""
+    for seq, count in batch.chunks:
+        seq.computed += count
+        if not seq.pending:
+            seq.append(0)
+
+
+def counts(batch: Batch) -> list[int]:
+    return [count for _, count in batch.chunks]
+
+
+def test_prefill_in_chunks_then_decode() -> None:
+    work = scheduler()
+    work.add(sequence(300))
+    sizes = []
+    for _ in range(5):
+        batch = work.schedule()
+        sizes.append((len(batch.entries), sum(entry.output for entry in batch.entries)))
+        compute(batch)
+    assert sizes == [(128, 0), (128, 0), (44, 1), (1, 1), (1, 1)]
+
+
+def test_positions_go_on_from_what_is_computed() -> None:
+    work = scheduler()
+    work.add(sequence(130))
+    compute(work.schedule())
+    assert [entry.position for entry in work.schedule().entries] == [128, 129]
+
+
+def test_a_long_prefill_does_not_hold_up_decoding() -> None:
+    work = scheduler()
+    first = sequence(10)
+    work.add(first)
+    compute(work.schedule())
+    work.add(sequence(500))
+    batch = work.schedule()
+    assert batch.chunks[0] == (first, 1)
+    assert counts(batch) == [1, MIXED_PREFILL_TOKENS]
+
+
+def test_prefill_is_shared_and_the_rest_of_a_share_passed_on() -> None:
+    work = scheduler()
+    for prompt in (400, 10, 400):
+        work.add(sequence(prompt))
+    assert counts(work.schedule()) == [10, 59, 59]
+
+
+def test_admission_reserves_cells_for_the_answer_and_keeps_the_order() -> None:
+    work = scheduler(context=200)
+    first, large, small = sequence(50, 50), sequence(100, 50), sequence(10, 10)
+    for seq in (first, large, small):
+        work.add(seq)
+    work.schedule()
+    assert work.running == [first]
+    work.remove(first)
+    work.schedule()
+    assert work.running == [large, small]
+
+
+def test_full_counts_slots_and_queue() -> None:
+    work = scheduler(slots=2)
+    for _ in range(4):
+        assert not work.full
+        work.add(sequence(5))
+    assert work.full
+
+
+def test_a_slot_is_used_again() -> None:
+    work = scheduler(slots=1)
+    first, second = sequence(5), sequence(5)
+    work.add(first)
+    work.add(second)
+    work.schedule()
+    work.remove(first)
+    work.schedule()
+    assert (second.slot, work.running) == (first.slot, [second])
