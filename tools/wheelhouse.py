@@ -137,10 +137,10 @@ def llama_wheel() -> Path:
     Raises click.ClickException when the source's digest or the compilation is wrong.
     """
     home = cache_dir() / f"llama-{LLAMA_VERSION}-{llama_key()}"
-    with locked(home.with_suffix(".lock")):
+    with locked(home.with_name(home.name + ".lock")):
         if found := list(home.glob("*.whl")):
             return found[0]
-        work = home.with_suffix(".partial")
+        work = home.with_name(home.name + ".partial")
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         say(f"==> Compiling llama-cpp-python {LLAMA_VERSION} (once, about ten minutes on 2 cores)")
