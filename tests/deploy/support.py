@@ -59,6 +59,13 @@ def current(host: Host) -> str:
     return Path(host.run(["readlink", "/opt/vistral/current"], check=False).stdout.strip()).name
 
 
+def status(host: Host) -> dict[str, Any]:
+    """What the daemon says of itself."""
+    answer = host.run(["curl", "--silent", "--fail", "http://127.0.0.1:8080/api/v1/status"]).stdout
+    parsed: dict[str, Any] = json.loads(answer)
+    return parsed
+
+
 def generate(host: Host, prompt: str = "What is a contract?") -> dict[str, Any]:
     """A question through the RAG interface, asked on the host itself."""
     command = ["curl", "--silent", "--fail-with-body", "--max-time", "60"]

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from lab import Host, Lab
-from tests.deploy.support import Play, current, generate
+from tests.deploy.support import Play, current, generate, status
 
 pytestmark = [pytest.mark.host, pytest.mark.requirement("8.1")]
 
@@ -94,11 +94,13 @@ def test_rollback_at_the_oldest_release_is_refused(host, first, play):
 
 @pytest.mark.requirement("8.5")
 def test_second_release_then_rollback_then_refusal(host, first, play):
-    changes = {"daemon_generation": {"max_tokens": 64}}
+    changes = {"daemon_generation": {"max_tokens": 64}, "daemon_cpu_quota_percent": 100}
     result = play("site.yml", host, **changes)
     assert result.ok, result.text
     second = current(host)
     assert second != first
+    # More threads than the quota has cores would collapse the throughput.
+    assert status(host)["cpu"]["threads"] == 1
     assert play("site.yml", host, **changes).changed == []
 
     result = play("playbooks/rollback.yml", host, daemon_rollback_reason="answers got worse")
