@@ -11,7 +11,7 @@ import ansible_runner
 import pytest
 
 from lab import Host, Lab
-from tests.deploy.support import Outcome, Play, outcome
+from tests.deploy.support import Outcome, Play, current, outcome
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,3 +50,17 @@ def play(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Play:
         return outcome(runner)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def host(lab: Lab) -> Host:
+    """The module's own container host."""
+    return lab.up("host")[0]
+
+
+@pytest.fixture(scope="module")
+def first(host: Host, play: Play) -> str:
+    """Deploys the first release to it; its id."""
+    result = play("site.yml", host)
+    assert result.ok, result.text
+    return current(host)

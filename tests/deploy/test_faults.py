@@ -4,26 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from lab import Host, Lab
-from tests.deploy.support import Play, current, generate
+from tests.deploy.support import current, generate
 
 pytestmark = pytest.mark.host
 
 MODEL = "/var/lib/vistral/models/smollm2-135m-instruct-b179c9523d0e.gguf"
 PIN = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-
-
-@pytest.fixture(scope="module")
-def host(lab: Lab) -> Host:
-    return lab.up("faults")[0]
-
-
-@pytest.fixture(scope="module")
-def good(host: Host, play: Play) -> str:
-    """A deployed release that works."""
-    result = play("site.yml", host)
-    assert result.ok, result.text
-    return current(host)
 
 
 @pytest.mark.requirement("6.1")
@@ -53,13 +39,13 @@ def test_a_first_release_that_dies_leaves_a_stopped_host_and_a_reason(lab, play)
 
 
 @pytest.mark.requirement("8.5")
-def test_a_release_that_dies_at_start_is_rolled_back_by_itself(host, good, play):
+def test_a_release_that_dies_at_start_is_rolled_back_by_itself(host, first, play):
     # Too little memory for the model: the kernel kills the daemon while it loads.
     result = play("site.yml", host, daemon_memory_max_bytes=60_000_000)
     assert not result.ok
     assert "failed and was marked bad" in result.text
-    assert f"Rolled back to {good}, which answers." in result.text
-    assert current(host) == good
+    assert f"Rolled back to {first}, which answers." in result.text
+    assert current(host) == first
     assert generate(host)["response"]
     limit = host.run(["systemctl", "show", "vistrald.service", "--property=MemoryMax", "--value"])
     assert limit.stdout.strip() == "2000000000"
@@ -67,7 +53,7 @@ def test_a_release_that_dies_at_start_is_rolled_back_by_itself(host, good, play)
 
 @pytest.mark.requirement("4.1")
 @pytest.mark.parametrize("damage", ["altered", "truncated", "missing"])
-def test_a_damaged_model_is_not_loaded_and_the_next_run_mends_it(host, good, play, damage):
+def test_a_damaged_model_is_not_loaded_and_the_next_run_mends_it(host, first, play, damage):
     commands = {
         "altered": f"printf X | dd of={MODEL} bs=1 seek=50000000 conv=notrunc",
         "truncated": f"truncate --size=-100 {MODEL}",
@@ -84,21 +70,21 @@ def test_a_damaged_model_is_not_loaded_and_the_next_run_mends_it(host, good, pla
 
     result = play("site.yml", host)
     assert result.ok, result.text
-    assert current(host) == good
+    assert current(host) == first
     assert generate(host)["response"]
 
 
-def test_a_wrong_value_in_the_inventory_never_goes_live(host, good, play):
+def test_a_wrong_value_in_the_inventory_never_goes_live(host, first, play):
     result = play("site.yml", host, daemon_engine={"context_tokens": -5})
     assert not result.ok
     assert "context_tokens" in result.text
     assert "-5" in result.text
-    assert current(host) == good
+    assert current(host) == first
     assert generate(host)["response"]
 
 
-def test_a_model_without_a_pin_is_refused(host, good, play):
+def test_a_model_without_a_pin_is_refused(host, first, play):
     result = play("site.yml", host, model_sha256="")
     assert not result.ok
     assert "The model is not pinned: model_sha256 is ''" in result.text
-    assert current(host) == good
+    assert current(host) == first

@@ -32,7 +32,7 @@ def test_activation_switches_the_symlink_and_says_what_was_left(release_module, 
     deploy(release_module, root, "a")
     install(root, "b")
     answer = release_module.activate(root, "b")
-    assert answer == {"changed": True, "left": "a", "socket_changed": False}
+    assert answer == {"changed": True, "left": "a"}
     assert (root / "current").resolve() == root / "releases" / "b"
 
 
@@ -110,11 +110,30 @@ def test_interrupted_activation_leaves_the_way_back_unchanged(release_module, ro
     assert release_module.before(release_module.load(root), release_module.current(root)) == "a"
 
 
-def test_a_changed_socket_is_noticed_in_both_directions(release_module, root):
-    deploy(release_module, root, "a")
-    install(root, "b", socket="9090")
-    assert release_module.activate(root, "b")["socket_changed"] is True
-    assert release_module.rollback(root, "r", allow_none=False)["socket_changed"] is True
+def test_what_runs_is_told_from_the_process(release_module, root):
+    deploy(release_module, root, "a", "b")
+    assert release_module.running(root, str(root / "releases/a")) == "a"
+    assert release_module.running(root, "/") is None
+    assert release_module.running(root, None) is None
+
+
+@pytest.mark.parametrize(
+    ("runs", "restart", "restart_socket"),
+    [("new", False, False), ("same", True, False), ("old", True, True), (None, True, True)],
+)
+def test_what_is_restarted_follows_from_what_runs(
+    release_module, root, runs, restart, restart_socket
+):
+    install(root, "old", socket="9090")
+    install(root, "same")
+    install(root, "new")
+    expected = {"restart": restart, "restart_socket": restart_socket}
+    assert release_module.pending(root, "new", runs) == expected
+
+
+def test_without_a_current_release_nothing_is_restarted(release_module, root):
+    expected = {"restart": False, "restart_socket": False}
+    assert release_module.pending(root, None, None) == expected
 
 
 def test_prune_keeps_the_current_one_and_its_way_back(release_module, root):
@@ -140,4 +159,4 @@ def test_check_mode_never_switches(release_module, root):
     deploy(release_module, root, "a")
     install(root, "b")
     params = {"root": root, "action": "activate", "id": "b"}
-    assert release_module.run(params, check_mode=True)["current"] == "a"
+    assert release_module.run(params, None, check_mode=True)["current"] == "a"

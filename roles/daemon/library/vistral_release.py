@@ -44,6 +44,10 @@ options:
     description: Releases that prune leaves beside the current one.
     type: int
     default: 3
+  unit:
+    description: The service whose process tells which release runs.
+    type: str
+    default: vistrald.service
 """
 
 EXAMPLES = r"""
@@ -67,10 +71,18 @@ left:
   description: The release that was current before.
   type: str
   returned: on a switch
-socket_changed:
-  description: Whether the listening socket differs.
+running:
+  description: The release that the unit's process was started from, or none.
+  type: str
+  returned: always
+restart:
+  description: Whether the unit must be restarted to run the current release.
   type: bool
-  returned: on a switch
+  returned: always
+restart_socket:
+  description: Whether the listening socket must be too.
+  type: bool
+  returned: always
 removed:
   description: The releases that prune removed.
   type: list
@@ -131,12 +143,26 @@ def before(releases: list[Release], identity: str | None) -> str | None:
     return earlier[-1].id if earlier else None
 
 
-def socket_differs(root: Path, one: str | None, other: str | None) -> bool:
-    """Whether two releases listen differently; the first deployment has nothing to compare."""
-    if one is None or other is None:
-        return False
-    texts = [read_text(root / "releases" / name / "vistrald.socket") for name in (one, other)]
-    return texts[0] != texts[1]
+def running(root: Path, cwd: str | None) -> str | None:
+    """The release that a process works in; the unit's WorkingDirectory leads through `current`."""
+    if cwd is None or Path(cwd).parent != (root / "releases").resolve():
+        return None
+    return Path(cwd).name
+
+
+def pending(root: Path, now: str | None, runs: str | None) -> dict[str, bool]:
+    """What has to be restarted, from what really runs.
+
+    Asked of the process and not remembered from the switch, so that a run that was cut off between
+    the switch and the restart is completed by the next. Where nothing runs, nobody is served by
+    the socket, and restarting it too is the safe answer.
+    """
+    if now is None:
+        return {"restart": False, "restart_socket": False}
+    if runs is None:
+        return {"restart": True, "restart_socket": True}
+    texts = [read_text(root / "releases" / name / "vistrald.socket") for name in (runs, now)]
+    return {"restart": runs != now, "restart_socket": texts[0] != texts[1]}
 
 
 def switch(root: Path, identity: str | None) -> dict[str, Any]:
@@ -149,12 +175,7 @@ def switch(root: Path, identity: str | None) -> dict[str, Any]:
         partial.unlink(missing_ok=True)
         partial.symlink_to(Path("releases") / identity)
         partial.replace(root / "current")
-    changed = left != identity
-    return {
-        "changed": changed,
-        "left": left,
-        "socket_changed": changed and socket_differs(root, left, identity),
-    }
+    return {"changed": left != identity, "left": left}
 
 
 def activate(root: Path, identity: str) -> dict[str, Any]:
@@ -216,24 +237,30 @@ def prune(root: Path, keep: int, *, remove: bool) -> dict[str, Any]:
     return {"changed": bool(doomed), "removed": doomed}
 
 
-def run(params: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
+def run(params: dict[str, Any], cwd: str | None, *, check_mode: bool) -> dict[str, Any]:
+    """Does what is asked; `cwd` is the working directory of the unit's process, if it has one."""
     root, action = Path(params["root"]), params["action"]
     if action == "prune":
         answer = prune(root, params["keep"], remove=not check_mode)
     elif action == "status":
         answer = {"changed": False}
     elif check_mode:
-        answer = {"changed": True, "left": current(root), "socket_changed": False}
+        answer = {"changed": True, "left": current(root)}
     elif action == "activate":
         answer = activate(root, params["id"])
     else:
         answer = rollback(root, params["reason"], allow_none=params["allow_none"])
-    releases, now = load(root), current(root)
-    return answer | {
-        "current": now,
-        "previous": before(releases, now),
-        "releases": [asdict(release) for release in releases],
-    }
+    releases, now, runs = load(root), current(root), running(root, cwd)
+    return (
+        answer
+        | pending(root, now, runs)
+        | {
+            "current": now,
+            "running": runs,
+            "previous": before(releases, now),
+            "releases": [asdict(release) for release in releases],
+        }
+    )
 
 
 def main() -> None:
@@ -249,12 +276,17 @@ def main() -> None:
             "reason": {"type": "str"},
             "allow_none": {"type": "bool", "default": False},
             "keep": {"type": "int", "default": 3},
+            "unit": {"type": "str", "default": "vistrald.service"},
         },
         required_if=[("action", "activate", ["id"]), ("action", "rollback", ["reason"])],
         supports_check_mode=True,
     )
+    show = ["systemctl", "show", module.params["unit"], "--property=MainPID", "--value"]
+    pid = module.run_command(show)[1].strip() or "0"
+    cwd = Path("/proc", pid, "cwd")
     try:
-        module.exit_json(**run(module.params, check_mode=module.check_mode))
+        where = str(cwd.readlink()) if cwd.exists() else None
+        module.exit_json(**run(module.params, where, check_mode=module.check_mode))
     except (OSError, RefusedError) as error:
         module.fail_json(msg=str(error))
 
