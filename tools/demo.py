@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from lab import Lab
+from lab import Lab, LabError
 from tools.wheelhouse import ROOT, cache_dir
 
 LAB = "demo"
@@ -52,7 +52,10 @@ def main() -> None:
     phases = Phases()
     with phases.phase("Booting a Debian 12 host with systemd as PID 1"):
         lab = Lab(LAB)
-        lab.up(HOST)
+        try:
+            lab.up(HOST)
+        except LabError as error:
+            raise click.ClickException(str(error)) from None
     with phases.phase("ansible-playbook -i inventory/demo site.yml"):
         run("ansible-playbook", "-i", "inventory/demo", "site.yml")
     url = lab.keep_forwarding(HOST, DAEMON_PORT, LOCAL_PORT)
