@@ -33,7 +33,7 @@ lint: setup  ## ruff, mypy, yamllint, ansible-lint
 	ruff format --check .
 	mypy daemon/src lab tools
 	yamllint --strict .
-	ansible-lint --offline --quiet
+	ansible-lint -q
 
 release: setup  ## build the release that site.yml would deploy
 	@python -m tools.wheelhouse
