@@ -56,7 +56,28 @@ def test_prompt_then_generate(client: FlaskClient) -> None:
     assert answer["usage"]["total_tokens"] == (
         answer["usage"]["prompt_tokens"] + answer["usage"]["completion_tokens"]
     )
-    assert answer["timings"]["prompt_n"] == answer["usage"]["prompt_tokens"]
+    timings, usage = answer["timings"], answer["usage"]
+    assert timings["prompt_n"] + timings["cache_n"] == usage["prompt_tokens"]
+    assert usage["prompt_tokens_details"] == {"cached_tokens": timings["cache_n"]}
+
+
+def test_a_repeated_question_is_taken_from_the_cache(client: FlaskClient) -> None:
+    request = {
+        "model": "smollm2-135m",
+        "messages": [{"role": "user", "content": "Что такое разбойное нападение?"}],
+        **SHORT,
+    }
+    metric = 'vistrald_prefix_cache_tokens_total{source="resident"}'
+
+    def counted() -> float:
+        lines = client.get("/metrics").text.splitlines()
+        return float(next(line for line in lines if line.startswith(metric)).split()[1])
+
+    client.post("/v1/chat/completions", json=request)
+    before = counted()
+    usage = client.post("/v1/chat/completions", json=request).json["usage"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] == usage["prompt_tokens"] - 1
+    assert counted() - before == usage["prompt_tokens"] - 1
 
 
 def test_stream_equals_generate_and_ends_with_a_summary(client: FlaskClient) -> None:
@@ -67,7 +88,7 @@ def test_stream_equals_generate_and_ends_with_a_summary(client: FlaskClient) -> 
     *texts, (name, summary) = events(response.text)
     assert "".join(data["text"] for _, data in texts) == whole["response"]
     assert name == "done"
-    assert summary["usage"] == whole["usage"]
+    assert summary["usage"]["total_tokens"] == whole["usage"]["total_tokens"]
     assert summary["request_id"] == response.headers["X-Request-Id"]
 
 
@@ -82,7 +103,7 @@ def test_a_bare_prompt_is_one_user_message(client: FlaskClient) -> None:
         },
     ).json
     assert bare["response"] == chat["choices"][0]["message"]["content"]
-    assert bare["usage"] == chat["usage"]
+    assert bare["usage"]["total_tokens"] == chat["usage"]["total_tokens"]
 
 
 def test_saigas_formats_give_the_same_prompt(client: FlaskClient) -> None:
@@ -91,7 +112,7 @@ def test_saigas_formats_give_the_same_prompt(client: FlaskClient) -> None:
         "<s>system\nBe brief.</s><s>user\nWhat is theft?</s><s>bot\n",
     ]
     answers = [client.post("/api/v1/generate", json={"prompt": p, **SHORT}).json for p in prompts]
-    assert answers[0]["usage"] == answers[1]["usage"]
+    assert answers[0]["usage"]["total_tokens"] == answers[1]["usage"]["total_tokens"]
     assert answers[0]["response"] == answers[1]["response"]
 
 
@@ -260,6 +281,8 @@ def test_health_status_metrics_and_page(client: FlaskClient) -> None:
         "vistrald_prompt_seconds_total",
         "vistrald_tokens_predicted_seconds_total",
         "vistrald_requests_processing",
+        "vistrald_prefix_cache_hits_total",
+        "vistrald_kv_cache_usage_ratio",
         "vistrald_requests_deferred",
         "vistrald_time_to_first_token_seconds_bucket",
         "process_resident_memory_bytes",

@@ -1,6 +1,7 @@
 """The engine on the real model: parity, batching, cancelling, limits."""
 
 import ctypes
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
+import psutil
 import pytest
 from llama_cpp import llama_cpp as C  # noqa: N812
 
@@ -17,9 +19,10 @@ from tests.daemon.conftest import ENGINE
 from tests.daemon.helpers import wait_until
 from vistrald.engine import llama
 from vistrald.engine.engine import ContextOverflowError, Engine, QueueFullError, StoppedError
+from vistrald.engine.prefix_cache import PrefixCache, common_prefix
 from vistrald.engine.prompt import PromptEncoder
 from vistrald.engine.sampling import Sampling
-from vistrald.engine.sequence import EngineFailedError, Stream
+from vistrald.engine.sequence import EngineFailedError, Sequence, Stream
 from vistrald.engine.template import Message
 from vistrald.settings import EngineSection
 
@@ -138,7 +141,7 @@ def test_usage_and_timings(engine: Engine, encoder: PromptEncoder) -> None:
     assert result is not None
     assert (result.finish_reason, result.completion_tokens) == ("length", 5)
     timings = result.timings
-    assert (timings.prompt_n, timings.predicted_n) == (len(tokens), 5)
+    assert (timings.cache_n, timings.prompt_n, timings.predicted_n) == (0, len(tokens), 5)
     assert timings.ttft_ms >= timings.prompt_ms > 0
     assert timings.predicted_per_second > 0
 
@@ -216,7 +219,7 @@ def test_cancel_in_the_middle_of_a_prefill_batch(
     tokens = long_prompt(vocabulary, 700)
     with running(model, settings) as engine:
         began = time.monotonic()
-        answer(engine.submit(tokens, Sampling(1)))
+        answer(engine.submit(tokens[::-1], Sampling(1)))
         whole = time.monotonic() - began
         stream = engine.submit(tokens, Sampling(1))
         wait_until(lambda: engine.running == 1)
@@ -306,6 +309,12 @@ def test_the_backend_suits_this_processor() -> None:
 def test_outputs_take_one_row_of_logits_per_sequence(model: llama.Model) -> None:
     context = llama.Context(model, ENGINE, threads=1)
     assert C.llama_n_seq_max(context.handle) == ENGINE.parallel_sequences
+    # The prefix cache's ids are beyond n_seq_max: only a unified cache takes them.
+    context.decode([llama.Entry(1, 0, 0, True)])
+    context.share(0, llama.SEQUENCE_IDS - 1, 0, 1)
+    context.forget(0)
+    memory = C.llama_get_memory(context.handle)
+    assert C.llama_memory_seq_pos_max(memory, llama.SEQUENCE_IDS - 1) == 0
     assert C.llama_n_ubatch(context.handle) == C.llama_n_batch(context.handle)
     context.close()
 
@@ -337,3 +346,172 @@ def test_the_abort_callback_reads_one_byte() -> None:
     """libc's strlen stands in for a callback: its result's low byte is the answer."""
     strlen = ctypes.CDLL(None).strlen
     assert (strlen(b""), strlen(b"\x01")) == (0, 1)
+
+
+def shared_prompts(encoder: PromptEncoder, seed: int) -> list[list[int]]:
+    """Chats over a few documents, some going on from an answer; many with common beginnings."""
+    chance = random.Random(seed)
+    documents = [
+        "Article 158. Theft is the secret taking of another's property. " * 3,
+        "Article 158. Theft is the secret taking of a document. " * 3,
+        "Article 161. Robbery is the open taking of another's property. " * 3,
+    ]
+    prompts = []
+    for _ in range(10):
+        messages = [Message("system", chance.choice(documents))]
+        for question in chance.sample(QUESTIONS, chance.randint(1, 2)):
+            messages += [Message("user", question), Message("assistant", "Let us see.")]
+        prompts.append(encoder.encode_messages(messages[:-1]))
+    return prompts
+
+
+def check_greedy(model: llama.Model, settings: EngineSection, sequence: Sequence) -> None:
+    """Each generated token is, but for rounding, the best one after the sequence's own prefix."""
+    rows = settings.model_copy(update={"parallel_sequences": 16, "batch_tokens": 512})
+    context = llama.Context(model, rows, threads=1)
+    start = sequence.prompt_tokens - 1
+    tokens = sequence.tokens[:-1]
+    context.decode([llama.Entry(token, at, 0, at >= start) for at, token in enumerate(tokens)])
+    for at in range(start, len(tokens)):
+        row = logits(context, at)
+        assert row.max() - row[sequence.tokens[at + 1]] < 1
+    context.close()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_answers_equal_those_of_an_engine_without_cache(
+    model: llama.Model, encoder: PromptEncoder, seed: int
+) -> None:
+    """Bit for bit with q8_0, as batches are, while no cell is freed."""
+    settings = ENGINE.model_copy(
+        update={"kv_type": "q8_0", "context_tokens": 4096, "queue_length": 20}
+    )
+    prompts = shared_prompts(encoder, seed)
+    plain = settings.model_copy(update={"prefix_cache": False})
+    with running(model, plain) as engine:
+        # One after the other: cells that are freed between steps would be used out of order.
+        expected = [answer(engine.submit(tokens, Sampling(8))) for tokens in prompts]
+    with running(model, settings) as engine:
+        order = random.Random(seed).sample(range(len(prompts)), len(prompts))
+        streams = [engine.submit(prompts[at], Sampling(8)) for at in order]
+        assert [answer(stream) for stream in streams] == [expected[at] for at in order]
+    assert sum(stream.result.timings.cache_n for stream in streams if stream.result) > 300
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_answers_are_those_of_their_own_prompts_while_cells_are_evicted(
+    model: llama.Model, encoder: PromptEncoder, seed: int
+) -> None:
+    """A context of 512 cells holds a third of what the prompts need, and some are cancelled.
+
+    Not bit for bit: attention adds up in the order of cells, which are not in the order of
+    positions once freed ones are used again. That moves a logit by half, another prefix by 8.
+    """
+    settings = ENGINE.model_copy(
+        update={"kv_type": "q8_0", "context_tokens": 512, "queue_length": 20}
+    )
+    prompts = shared_prompts(encoder, seed)
+    chance = random.Random(seed)
+    seen: list[Sequence] = []
+    cached = 0
+    with running(model, settings) as engine:
+        add = engine._scheduler.add
+        engine._scheduler.add = lambda one: (seen.append(one), add(one))[1]  # type: ignore[method-assign, func-returns-value]
+        for _ in range(2):
+            streams = [engine.submit(tokens, Sampling(8)) for tokens in chance.sample(prompts, 10)]
+            chance.choice(streams).abandon()
+            for stream in streams:
+                answer(stream)
+                assert stream.result is not None
+                cached += stream.result.timings.cache_n
+    assert cached > 500
+    for sequence in seen:
+        if sequence.generated:
+            check_greedy(model, settings, sequence)
+
+
+def test_a_running_request_is_shared_from(model: llama.Model, vocabulary: llama.Vocabulary) -> None:
+    tokens = long_prompt(vocabulary, 200)
+    with running(model, ENGINE) as engine:
+        first = engine.submit(tokens, Sampling(400))
+        next(iter(first))
+        second = engine.submit([*tokens, 5, 6], Sampling(2))
+        answer(second)
+        assert not first.ended
+        first.abandon()
+    assert second.result is not None
+    assert (second.result.timings.cache_n, second.result.timings.prompt_n) == (200, 2)
+
+
+def test_a_cancelled_prefill_is_kept_and_a_retry_resumes(
+    model: llama.Model, vocabulary: llama.Vocabulary
+) -> None:
+    tokens = long_prompt(vocabulary, 700)
+    context = llama.Context(model, ENGINE, threads=1)
+    engine = Engine(model, context, ENGINE)
+    first = engine.submit(tokens, Sampling(1))
+    engine.step()
+    engine.step()
+    first.cancel()
+    retry = engine.submit(tokens, Sampling(1))
+    while engine.step():
+        pass
+    for stream, expected in ((first, (0, 2 * 128)), (retry, (2 * 128, 700 - 2 * 128))):
+        answer(stream)
+        assert stream.result is not None
+        assert (stream.result.timings.cache_n, stream.result.timings.prompt_n) == expected
+    context.close()
+
+
+def test_many_short_requests_leave_memory_and_cells_flat(
+    model: llama.Model, encoder: PromptEncoder
+) -> None:
+    context = llama.Context(model, ENGINE, threads=1)
+    engine = Engine(model, context, ENGINE)
+    engine.warm_up()
+
+    def ask(numbers: range) -> None:
+        for number in numbers:
+            engine.submit(prompt(encoder, f"{number}?"), Sampling(1))
+            while engine.step():
+                pass
+            assert engine.used_cells <= ENGINE.context_tokens
+
+    process = psutil.Process()
+    ask(range(60))
+    before = process.memory_info().rss
+    ask(range(60, 360))
+    assert process.memory_info().rss - before < 4e6
+    engine._scheduler.cache.clear()
+    memory = C.llama_get_memory(context.handle)
+    assert all(C.llama_memory_seq_pos_max(memory, at) == -1 for at in range(llama.SEQUENCE_IDS))
+    context.close()
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+def test_logits_on_shared_cells_are_those_of_the_own_prefix(
+    model: llama.Model, encoder: PromptEncoder, kv_type: str
+) -> None:
+    """Positions included: the cells are put into the cache in another order than they are read."""
+    settings = ENGINE.model_copy(update={"kv_type": kv_type})
+    context = llama.Context(model, settings, threads=1)
+    first, second = (prompt(encoder, "Tell me all. " * 9 + question) for question in QUESTIONS[:2])
+    same = common_prefix(first, second)
+
+    def compute(sequence: int, tokens: list[int], start: int = 0) -> "np.ndarray[Any, Any]":
+        for at in range(start, len(tokens), 20):
+            chunk = range(at, min(at + 20, len(tokens)))
+            context.decode([llama.Entry(tokens[i], i, sequence, i == chunk[-1]) for i in chunk])
+        return logits(context, len(chunk) - 1)
+
+    alone = compute(0, second)
+    other = compute(1, first)
+    context.forget(0)
+    cache = PrefixCache(context, range(4, 20))
+    cache.insert(1, first)
+    cache.release(1)
+    assert cache.share(2, second[:-1]) == same
+    shared = compute(2, second, same)
+    assert abs(shared - alone).max() < 3
+    assert abs(shared - other).max() > 8
+    context.close()

@@ -1,15 +1,21 @@
+import itertools
 from typing import Any
+from unittest.mock import Mock
 
+from vistrald.engine.prefix_cache import PrefixCache
 from vistrald.engine.sampling import Sampling
 from vistrald.engine.scheduler import MIXED_PREFILL_TOKENS, Batch, Scheduler
 from vistrald.engine.sequence import Sequence, Stream
 from vistrald.engine.text import TextOutput
 
+numbers = itertools.count()
+
 
 def sequence(prompt: int, max_tokens: int = 10) -> Sequence:
+    """A prompt of tokens that no other has."""
     sampler: Any = None
     return Sequence(
-        tokens=list(range(prompt)),
+        tokens=list(itertools.islice(numbers, prompt)),
         sampling=Sampling(max_tokens=max_tokens),
         stream=Stream(),
         sampler=sampler,
@@ -19,13 +25,19 @@ def sequence(prompt: int, max_tokens: int = 10) -> Sequence:
 
 
 def scheduler(slots: int = 4, context: int = 1000, batch: int = 128) -> Scheduler:
-    return Scheduler(slots=slots, queue_length=2, context_tokens=context, batch_tokens=batch)
+    return Scheduler(
+        slots=slots,
+        queue_length=2,
+        context_tokens=context,
+        batch_tokens=batch,
+        cache=PrefixCache(Mock(), range(slots, 256)),
+    )
 
 
-def compute(batch: Batch) -> None:
+def compute(work: Scheduler, batch: Batch) -> None:
     """What the engine does with a batch, with token 0 always sampled."""
-    for seq, count in batch.chunks:
-        seq.computed += count
+    work.advance(batch)
+    for seq, _ in batch.chunks:
         if not seq.pending:
             seq.append(0)
 
@@ -41,14 +53,14 @@ def test_prefill_in_chunks_then_decode() -> None:
     for _ in range(5):
         batch = work.schedule()
         sizes.append((len(batch.entries), sum(entry.output for entry in batch.entries)))
-        compute(batch)
+        compute(work, batch)
     assert sizes == [(128, 0), (128, 0), (44, 1), (1, 1), (1, 1)]
 
 
 def test_positions_go_on_from_what_is_computed() -> None:
     work = scheduler()
     work.add(sequence(130))
-    compute(work.schedule())
+    compute(work, work.schedule())
     assert [entry.position for entry in work.schedule().entries] == [128, 129]
 
 
@@ -56,7 +68,7 @@ def test_a_long_prefill_does_not_hold_up_decoding() -> None:
     work = scheduler()
     first = sequence(10)
     work.add(first)
-    compute(work.schedule())
+    compute(work, work.schedule())
     work.add(sequence(500))
     batch = work.schedule()
     assert batch.chunks[0] == (first, 1)

@@ -31,6 +31,12 @@ class Metrics:
         self._prompt_seconds = counter("prompt_seconds", "Time spent on prefill, per request")
         self._tokens_predicted = counter("tokens_predicted", "Tokens generated")
         self._predicted_seconds = counter("tokens_predicted_seconds", "Time spent on decode")
+        self._cache_hits = counter(
+            "prefix_cache_hits", "Requests whose prompt began with a cached prefix", "source"
+        )
+        self._cache_tokens = counter(
+            "prefix_cache_tokens", "Prompt tokens taken from the prefix cache", "source"
+        )
         self._requests = counter("requests", "Generation requests ended", "finish_reason")
         self._ttft = histogram("time_to_first_token_seconds", "From submission to first token")
         self._queue = histogram("queue_seconds", "From submission to the first batch")
@@ -49,6 +55,9 @@ class Metrics:
         timings = result.timings
         self._requests.labels(result.finish_reason).inc()
         self._prompt_tokens.inc(timings.prompt_n)
+        if timings.cache_n:
+            self._cache_hits.labels("resident").inc()
+            self._cache_tokens.labels("resident").inc(timings.cache_n)
         self._prompt_seconds.inc(timings.prompt_ms / 1000)
         self._tokens_predicted.inc(timings.predicted_n)
         self._predicted_seconds.inc(timings.predicted_ms / 1000)

@@ -247,4 +247,9 @@ class Service:
         gauge("requests_processing", "Requests in the batch", lambda: self.running)
         gauge("requests_deferred", "Requests waiting in the queue", lambda: self.waiting)
         gauge("memory_limit_bytes", "The control group's, 0: none", lambda: memory_limit() or 0)
+        gauge(
+            "kv_cache_usage_ratio",
+            "KV cells in use, the prefix cache's included",
+            lambda: self._engine.used_cells / settings.engine.context_tokens if self._engine else 0,
+        )
         gauge("load_seconds", "Time to load the model", lambda: self.load_seconds)

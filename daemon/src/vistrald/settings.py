@@ -47,6 +47,7 @@ class EngineSection(Section):
     load_mode: Literal["none", "mmap"] = "none"
     repack: bool = True
     kv_type: Literal["f16", "q8_0"] = "f16"
+    prefix_cache: bool = True
 
     @model_validator(mode="after")
     def _no_doubled_weights(self) -> Self:

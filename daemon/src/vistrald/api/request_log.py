@@ -65,6 +65,7 @@ def _line(record: RequestRecord, method: str, path: str, status: int) -> str:
         fields |= {
             "finish_reason": result.finish_reason,
             "prompt_tokens": result.prompt_tokens,
+            "cached_tokens": timings.cache_n,
             "completion_tokens": result.completion_tokens,
             "queue_ms": timings.queue_ms,
             "ttft_ms": timings.ttft_ms,

@@ -82,10 +82,15 @@ class GenerateRequest(SamplingFields):
     top_p: float | None = Field(default=0.8, gt=0, le=1)
 
 
+class PromptTokensDetails(BaseModel):
+    cached_tokens: int = Field(description="taken from the prefix cache instead of computed")
+
+
 class Usage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
     @classmethod
     def of(cls, result: Result) -> "Usage":
@@ -93,6 +98,7 @@ class Usage(BaseModel):
             prompt_tokens=result.prompt_tokens,
             completion_tokens=result.completion_tokens,
             total_tokens=result.prompt_tokens + result.completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=result.timings.cache_n),
         )
 
 
@@ -103,7 +109,8 @@ class TimingsModel(BaseModel):
     ttft_ms: float
     prompt_per_second: float
     predicted_per_second: float
-    prompt_n: int
+    cache_n: int = Field(description="prompt tokens taken from the prefix cache")
+    prompt_n: int = Field(description="prompt tokens computed")
     predicted_n: int
 
     @classmethod

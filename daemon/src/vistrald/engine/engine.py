@@ -5,7 +5,16 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from vistrald.engine.llama import PENALTY_WINDOW, Context, Decoded, LlamaError, Model, Sampler
+from vistrald.engine.llama import (
+    PENALTY_WINDOW,
+    SEQUENCE_IDS,
+    Context,
+    Decoded,
+    LlamaError,
+    Model,
+    Sampler,
+)
+from vistrald.engine.prefix_cache import PrefixCache
 from vistrald.engine.sampling import Sampling
 from vistrald.engine.scheduler import Batch, Scheduler
 from vistrald.engine.sequence import (
@@ -53,10 +62,17 @@ class Engine:
             queue_length=settings.queue_length,
             context_tokens=context.context_tokens,
             batch_tokens=context.batch_tokens,
+            cache=PrefixCache(context, self._cached_ids(model, settings)),
         )
         self._changed = threading.Condition()  # guards the scheduler and `_accepting`
         self._accepting = True
         self._stopping = False
+
+    @staticmethod
+    def _cached_ids(model: Model, settings: EngineSection) -> range:
+        if not settings.prefix_cache or not model.shares_prefixes:
+            return range(0)
+        return range(settings.parallel_sequences, SEQUENCE_IDS)
 
     @property
     def running(self) -> int:
@@ -65,6 +81,11 @@ class Engine:
     @property
     def waiting(self) -> int:
         return len(self._scheduler.waiting)
+
+    @property
+    def used_cells(self) -> int:
+        """KV cells with content; for gauges: another thread may be changing it."""
+        return self._scheduler.used_cells
 
     def submit(self, prompt: list[int], sampling: Sampling) -> Stream:
         """Queues a request; any thread may call it.
@@ -141,19 +162,19 @@ class Engine:
             sequence.started = sequence.started or now
         match self._context.decode(batch.entries):
             case Decoded.DONE:
-                self._advance(batch)
+                self._scheduler.advance(batch)
+                self._sample(batch)
             case Decoded.NO_SLOT:
                 raise LlamaError("the KV cache is full although cells were reserved")
             case Decoded.ABORTED:
                 pass  # nothing of the batch remains; the next step is without the cancelled
         return True
 
-    def _advance(self, batch: Batch) -> None:
+    def _sample(self, batch: Batch) -> None:
         """Samples where logits were asked for and passes text on."""
         index = -1
         for sequence, count in batch.chunks:
             index += count  # of the chunk's last entry
-            sequence.computed += count
             if sequence.pending:
                 continue
             token = sequence.sampler.sample(self._context, index)
@@ -175,8 +196,6 @@ class Engine:
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         with self._changed:
             self._scheduler.remove(sequence)
-        if sequence.slot >= 0:
-            self._context.forget(sequence.slot)
         sequence.sampler.close()
         if rest := sequence.output.finish():
             sequence.stream.put(rest)
@@ -202,6 +221,7 @@ class Engine:
         self.submit([token], Sampling(max_tokens=1))
         while self.step():
             pass
+        self._scheduler.cache.clear()
 
     def refuse(self) -> None:
         """Takes no more requests; those it has go on."""

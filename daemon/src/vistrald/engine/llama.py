@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 GGML_TYPES = {"f16": 1, "q8_0": 8}  # enum ggml_type
 LOAD_MODES = {"none": C.LLAMA_LOAD_MODE_NONE, "mmap": C.LLAMA_LOAD_MODE_MMAP}
 GGML_LOG_WARN, GGML_LOG_ERROR = 3, 4  # ggml.h; llama_cpp's own comment is outdated
+SEQUENCE_IDS: int = C.llama_max_parallel_sequences()  # LLAMA_MAX_SEQ, 256
 GGML_CPU_DEVICE = 0  # enum ggml_backend_dev_type
 PENALTY_WINDOW = 64  # tokens that repeat_penalty looks back upon, llama.cpp's default
 
@@ -146,6 +147,12 @@ class Model:
         self.vocabulary = Vocabulary(C.llama_model_get_vocab(self.handle))
         template = C.llama_model_chat_template(self.handle, None)
         self.chat_template: str | None = template.decode() if template else None
+        # Windowed and recurrent caches drop old positions: what is left is no prefix to share.
+        self.shares_prefixes = not (
+            C.llama_model_n_swa(self.handle)
+            or C.llama_model_is_recurrent(self.handle)
+            or C.llama_model_is_hybrid(self.handle)
+        )
         self.trained_context: int = C.llama_model_n_ctx_train(self.handle)
         description = ctypes.create_string_buffer(128)
         C.llama_model_desc(self.handle, description, len(description))
@@ -186,6 +193,9 @@ class Context:
         params.n_ctx = settings.context_tokens
         # Equal, so that a batch is one micro-batch: an abort then leaves nothing of it behind.
         params.n_batch = params.n_ubatch = settings.batch_tokens
+        # Sequences in a batch, each with a row of logits. The prefix cache's are not counted: a
+        # unified cache takes ids below SEQUENCE_IDS whatever this says (seq_to_stream in
+        # llama-kv-cache.cpp, n_seq_max in llama_context::decode).
         params.n_seq_max = settings.parallel_sequences
         params.kv_unified = True
         # Each sequence needs one row of logits; the default reserves one per batch token
@@ -238,8 +248,16 @@ class Context:
         """Withdraws abort()."""
         self._abort[0] = b"\x00"
 
+    def share(self, source: int, target: int, start: int, end: int) -> None:
+        """Lets `target` see `source`'s cells at positions start <= p < end; nothing is copied."""
+        C.llama_memory_seq_cp(self._memory, source, target, start, end)
+
+    def remove(self, sequence: int, start: int, end: int) -> None:
+        """Takes positions start <= p < end from the sequence; cells that no other sees are free."""
+        C.llama_memory_seq_rm(self._memory, sequence, start, end)
+
     def forget(self, sequence: int) -> None:
-        """Frees the sequence's cells of the KV cache."""
+        """Takes all positions from the sequence."""
         C.llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
     def close(self) -> None:

@@ -1,14 +1,25 @@
-"""What goes into the next batch: one token of each decoding sequence, then chunks of prefill."""
+"""What goes into the next batch: one token of each decoding sequence, then chunks of prefill.
+
+Who may run is decided by KV cells. They are in three kinds of hands: the prefix cache's, of which
+those that a running sequence sees cannot be had; a running sequence's own; and those that a running
+sequence may yet come to need. Their sum never exceeds the context, so that llama_decode always
+finds a cell for a sequence that was admitted.
+"""
 
 from collections import deque
 from dataclasses import dataclass, field
 
 from vistrald.engine.llama import Entry
+from vistrald.engine.prefix_cache import PrefixCache, common_prefix
 from vistrald.engine.sequence import Sequence
 
 # Prefill tokens in a batch that others decode in. Eight cores prefill about 20 tokens/s of a 24B
 # model: this many hold running streams up for 1.6 s, where a whole batch of 512 would for 25 s.
 MIXED_PREFILL_TOKENS = 32
+
+# Tokens for which it pays to wait until another sequence has computed them. A batch of fewer takes
+# as long as of these: the weights have to be read for it.
+WORTH_WAITING_TOKENS = 8
 
 
 @dataclass
@@ -27,14 +38,24 @@ class Batch:
 
 
 class Scheduler:
-    """Waiting and running sequences. First come, first admitted; prefill is shared fairly."""
+    """Waiting and running sequences. First come, first admitted; prefill is shared fairly.
+
+    Sequence ids below `slots` belong to running sequences; the cache has others.
+    """
 
     def __init__(
-        self, *, slots: int, queue_length: int, context_tokens: int, batch_tokens: int
+        self,
+        *,
+        slots: int,
+        queue_length: int,
+        context_tokens: int,
+        batch_tokens: int,
+        cache: PrefixCache,
     ) -> None:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.capacity = slots + queue_length
+        self.cache = cache
         self._free_slots = list(range(slots))
         self._context_tokens = context_tokens
         self._batch_tokens = batch_tokens
@@ -43,35 +64,51 @@ class Scheduler:
     def full(self) -> bool:
         return len(self.waiting) + len(self.running) >= self.capacity
 
+    @property
+    def used_cells(self) -> int:
+        """KV cells with content, each counted once."""
+        return self.cache.cells + sum(map(self._own_cells, self.running))
+
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        if sequence in self.running:
-            self.running.remove(sequence)
-            self._free_slots.append(sequence.slot)
-        else:
+        """Lets go of a sequence; what a running one computed stays resident as cache."""
+        if sequence not in self.running:
             self.waiting.remove(sequence)
+            return
+        self.cache.insert(sequence.slot, sequence.tokens[: sequence.computed])
+        self.running.remove(sequence)
+        self._vacate(sequence.slot)
 
     def schedule(self) -> Batch:
-        """Admits what fits, then fills one batch."""
+        """Admits what fits, then fills one batch and sees to it that it finds cells."""
         self._admit()
         batch = Batch()
         decoding = [sequence for sequence in self.running if not sequence.prefilling]
-        prefilling = [sequence for sequence in self.running if sequence.prefilling]
         for sequence in decoding:
             batch.add(sequence, 1)
         budget = self._batch_tokens - len(decoding)
         if decoding:
             budget = min(budget, MIXED_PREFILL_TOKENS)
         # Equal shares, the shortest first: what it does not need of its share goes to the others.
-        prefilling.sort(key=lambda sequence: sequence.pending)
-        for others, sequence in zip(range(len(prefilling), 0, -1), prefilling, strict=True):
-            count = min(sequence.pending, budget // others)
+        prefilling = sorted(self._prefill_wanted().items(), key=lambda item: item[1])
+        for others, (sequence, wanted) in zip(
+            range(len(prefilling), 0, -1), prefilling, strict=True
+        ):
+            count = min(wanted, budget // others)
             budget -= count
             if count:
                 batch.add(sequence, count)
+        self.cache.evict(self.used_cells + len(batch.entries) - self._context_tokens)
         return batch
+
+    def advance(self, batch: Batch) -> None:
+        """Notes that the batch was computed; prompts become resident as far as they are."""
+        for sequence, count in batch.chunks:
+            sequence.computed += count
+            if sequence.computed <= sequence.prompt_tokens:
+                self.cache.insert(sequence.slot, sequence.tokens[: sequence.computed])
 
     def _admit(self) -> None:
         """In order of arrival, so that a long prompt is not overtaken for ever by short ones.
@@ -79,9 +116,53 @@ class Scheduler:
         Cells for prompt and answer are reserved: a sequence once admitted never runs out of cache.
         """
         while self.waiting and self._free_slots:
-            reserved = sum(sequence.reserved for sequence in self.running)
-            if reserved + self.waiting[0].reserved > self._context_tokens:
+            sequence = self.waiting[0]
+            # Sharing comes first: cells that others hold already are not reserved a second time.
+            slot = self._free_slots.pop()
+            shared = self._share(sequence, slot)
+            needed = sum(self._own_cells(other) + other.remaining for other in self.running)
+            needed += sequence.reserved - shared
+            if self.cache.held_cells + needed > self._context_tokens:
+                self._vacate(slot)
                 return
-            sequence = self.waiting.popleft()
-            sequence.slot = self._free_slots.pop()
-            self.running.append(sequence)
+            sequence.slot = slot
+            self._take_over(sequence, shared)
+            self.running.append(self.waiting.popleft())
+
+    def _prefill_wanted(self) -> dict[Sequence, int]:
+        """How many tokens to compute next of each prompt, batch size aside.
+
+        A prompt that begins like an earlier one waits until that has computed what they share; the
+        earlier one then stops there for a moment, so that the wait is no longer than it must be.
+        """
+        wanted: dict[Sequence, int] = {}
+        for sequence in self.running:
+            if not sequence.prefilling:
+                continue
+            self._take_over(sequence, self._share(sequence, sequence.slot))
+            for leader, until in wanted.items():
+                shared = min(
+                    common_prefix(leader.tokens, sequence.tokens), sequence.prompt_tokens - 1
+                )
+                if shared - max(leader.computed, sequence.computed) >= WORTH_WAITING_TOKENS:
+                    wanted[leader] = min(until, shared - leader.computed)
+                    break
+            else:
+                wanted[sequence] = sequence.pending
+        return wanted
+
+    def _share(self, sequence: Sequence, slot: int) -> int:
+        """Tokens of the prompt that the slot now sees; the last is left: its logits are needed."""
+        return self.cache.share(slot, sequence.tokens[: sequence.prompt_tokens - 1])
+
+    def _take_over(self, sequence: Sequence, shared: int) -> None:
+        if shared > sequence.computed:
+            sequence.cached += shared - sequence.computed
+            sequence.computed = shared
+
+    def _own_cells(self, sequence: Sequence) -> int:
+        return sequence.computed - self.cache.length(sequence.slot)
+
+    def _vacate(self, slot: int) -> None:
+        self.cache.release(slot)
+        self._free_slots.append(slot)

@@ -26,7 +26,8 @@ class Timings:
     prompt_ms: float  # from there to the first generated token
     predicted_ms: float  # from the first to the last generated token
     ttft_ms: float  # from submission to the first generated token
-    prompt_n: int
+    cache_n: int  # prompt tokens taken from the prefix cache
+    prompt_n: int  # prompt tokens computed
     predicted_n: int
 
     @property
@@ -110,6 +111,7 @@ class Sequence:
     output: TextOutput
     prompt_tokens: int
     computed: int = 0
+    cached: int = 0  # of the computed ones, how many others had computed
     slot: int = -1
     submitted: float = field(default_factory=time.monotonic)
     started: float = 0.0
@@ -133,6 +135,11 @@ class Sequence:
         """KV cells it may come to need."""
         return self.prompt_tokens + self.sampling.max_tokens
 
+    @property
+    def remaining(self) -> int:
+        """Of the reserved cells, those that nothing is in yet."""
+        return self.reserved - self.computed
+
     def append(self, token: int) -> None:
         self.tokens.append(token)
         self.last_token = time.monotonic()
@@ -147,7 +154,8 @@ class Sequence:
             prompt_ms=(first - started) * 1000,
             predicted_ms=((self.last_token or first) - first) * 1000,
             ttft_ms=(first - self.submitted) * 1000,
-            prompt_n=min(self.computed, self.prompt_tokens),
+            cache_n=self.cached,
+            prompt_n=min(self.computed, self.prompt_tokens) - self.cached,
             predicted_n=self.generated,
         )
         return Result(reason, self.prompt_tokens, self.generated, timings)
