@@ -165,6 +165,7 @@ def test_the_real_openai_client(daemon: Daemon) -> None:
         "max_tokens": 12,
         "temperature": 0,
     }
+    client.chat.completions.create(**request)  # from here on the prompt is in the prefix cache
     whole = client.chat.completions.create(**request)
     chunks = list(
         client.chat.completions.create(
