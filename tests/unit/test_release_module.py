@@ -112,8 +112,10 @@ def test_interrupted_activation_leaves_the_way_back_unchanged(release_module, ro
 
 def test_what_runs_is_told_from_the_process(release_module, root):
     deploy(release_module, root, "a", "b")
-    assert release_module.running(root, str(root / "releases/a")) == "a"
-    assert release_module.running(root, "/") is None
+    cwd = root / "cwd"  # as /proc/PID/cwd, whatever path it shows
+    cwd.symlink_to(root / "releases/../releases/a")
+    assert release_module.running(root, cwd) == "a"
+    assert release_module.running(root, Path("/")) is None
     assert release_module.running(root, None) is None
 
 

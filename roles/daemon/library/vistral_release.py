@@ -143,11 +143,16 @@ def before(releases: list[Release], identity: str | None) -> str | None:
     return earlier[-1].id if earlier else None
 
 
-def running(root: Path, cwd: str | None) -> str | None:
-    """The release that a process works in; the unit's WorkingDirectory leads through `current`."""
-    if cwd is None or Path(cwd).parent != (root / "releases").resolve():
+def running(root: Path, cwd: Path | None) -> str | None:
+    """The release that a process works in; the unit's WorkingDirectory leads through `current`.
+
+    Compared by inode: the path that /proc shows of a process in a mount namespace of its own
+    depends on how that was made.
+    """
+    if cwd is None:
         return None
-    return Path(cwd).name
+    folders = (root / "releases").glob("*")
+    return next((folder.name for folder in folders if folder.samefile(cwd)), None)
 
 
 def pending(root: Path, now: str | None, runs: str | None) -> dict[str, bool]:
@@ -237,7 +242,7 @@ def prune(root: Path, keep: int, *, remove: bool) -> dict[str, Any]:
     return {"changed": bool(doomed), "removed": doomed}
 
 
-def run(params: dict[str, Any], cwd: str | None, *, check_mode: bool) -> dict[str, Any]:
+def run(params: dict[str, Any], cwd: Path | None, *, check_mode: bool) -> dict[str, Any]:
     """Does what is asked; `cwd` is the working directory of the unit's process, if it has one."""
     root, action = Path(params["root"]), params["action"]
     if action == "prune":
@@ -285,7 +290,7 @@ def main() -> None:
     pid = module.run_command(show)[1].strip() or "0"
     cwd = Path("/proc", pid, "cwd")
     try:
-        where = str(cwd.readlink()) if cwd.exists() else None
+        where = cwd if cwd.exists() else None
         module.exit_json(**run(module.params, where, check_mode=module.check_mode))
     except (OSError, RefusedError) as error:
         module.fail_json(msg=str(error))
