@@ -55,7 +55,8 @@ def settings(model_section: ModelSection, tmp_path_factory: pytest.TempPathFacto
     return Settings(
         model=model_section,
         engine=ENGINE,
-        generation=GenerationSection(max_tokens=64),
+        # A deadline that no machine, however busy, comes to.
+        generation=GenerationSection(max_tokens=64, deadline_seconds=600),
         paths=PathsSection(state_dir=tmp_path_factory.mktemp("state")),
         release=ReleaseSection(id="test-1"),
     )

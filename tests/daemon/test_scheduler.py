@@ -2,6 +2,7 @@ import itertools
 from typing import Any
 from unittest.mock import Mock
 
+from vistrald.engine.deadline import Load
 from vistrald.engine.prefix_cache import PrefixCache
 from vistrald.engine.sampling import Sampling
 from vistrald.engine.scheduler import MIXED_PREFILL_TOKENS, Batch, Scheduler
@@ -92,6 +93,19 @@ def test_admission_reserves_cells_for_the_answer_and_keeps_the_order() -> None:
     work.remove(first)
     work.schedule()
     assert work.running == [large, small]
+
+
+def test_load_counts_what_others_compute_beside_but_not_what_is_shared() -> None:
+    work = scheduler()
+    decoding, long, twin = sequence(10), sequence(300), sequence(100)
+    work.add(decoding)
+    compute(work, work.schedule())
+    twin.tokens[:80] = long.tokens[:80]
+    for seq in (long, twin):
+        work.add(seq)
+    work.admit()
+    assert work.load(twin) == Load(1, 100, MIXED_PREFILL_TOKENS)  # of the 220 that are not shared
+    assert work.load(long) == Load(1, 20, MIXED_PREFILL_TOKENS)
 
 
 def test_full_counts_slots_and_queue() -> None:

@@ -174,7 +174,12 @@ def test_the_real_openai_client(daemon: Daemon) -> None:
     )
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == whole.choices[0].message.content
-    assert chunks[-1].usage == whole.usage
+    usage = chunks[-1].usage
+    assert usage is not None
+    assert whole.usage is not None
+    assert usage.total_tokens == whole.usage.total_tokens
+    assert usage.prompt_tokens_details is not None
+    assert usage.prompt_tokens_details.cached_tokens == usage.prompt_tokens - 1
     assert chunks[-2].choices[0].finish_reason == "length"
     with pytest.raises(openai.NotFoundError, match="one model"):
         client.chat.completions.create(**{**request, "model": "gpt-9"})

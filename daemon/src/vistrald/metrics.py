@@ -37,6 +37,7 @@ class Metrics:
         self._cache_tokens = counter(
             "prefix_cache_tokens", "Prompt tokens taken from the prefix cache", "source"
         )
+        self._deadline_endings = counter("deadline_endings", "Answers that the deadline ended")
         self._requests = counter("requests", "Generation requests ended", "finish_reason")
         self._ttft = histogram("time_to_first_token_seconds", "From submission to first token")
         self._queue = histogram("queue_seconds", "From submission to the first batch")
@@ -54,6 +55,8 @@ class Metrics:
     def finished(self, result: Result) -> None:
         timings = result.timings
         self._requests.labels(result.finish_reason).inc()
+        if result.ended_by == "deadline":
+            self._deadline_endings.inc()
         self._prompt_tokens.inc(timings.prompt_n)
         if timings.cache_n:
             self._cache_hits.labels("resident").inc()

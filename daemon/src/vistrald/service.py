@@ -17,7 +17,7 @@ from vistrald.engine import llama
 from vistrald.engine.engine import Engine, QueueFullError
 from vistrald.engine.prompt import PromptEncoder
 from vistrald.engine.sampling import Sampling
-from vistrald.engine.sequence import Result, Stream
+from vistrald.engine.sequence import DeadlineUnreachableError, Result, Stream
 from vistrald.engine.template import ChatTemplate, TemplateError
 from vistrald.metrics import Metrics
 from vistrald.notify import Notifier
@@ -93,13 +93,16 @@ class Service:
             raise NotReadyError(self.phase)
         return self._encoder
 
-    def submit(self, tokens: list[int], sampling: Sampling) -> Stream:
+    def submit(
+        self, tokens: list[int], sampling: Sampling, deadline_seconds: float | None
+    ) -> Stream:
         """Engine.submit, counted also where it refuses. Raises also NotReadyError."""
         try:
-            return self.engine.submit(tokens, sampling)
-        except QueueFullError:
+            return self.engine.submit(tokens, sampling, deadline_seconds)
+        except (QueueFullError, DeadlineUnreachableError) as error:
+            full = isinstance(error, QueueFullError)
             self.totals.refused()
-            self.metrics.refused("queue_full")
+            self.metrics.refused("queue_full" if full else "deadline_unreachable")
             raise
 
     @property
@@ -251,5 +254,10 @@ class Service:
             "kv_cache_usage_ratio",
             "KV cells in use, the prefix cache's included",
             lambda: self._engine.used_cells / settings.engine.context_tokens if self._engine else 0,
+        )
+        gauge(
+            "prompt_tokens_seconds",
+            "Prefill rate, tokens/s, a moving estimate; 0: not measured yet",
+            lambda: (self._engine.rates.prefill if self._engine else None) or 0,
         )
         gauge("load_seconds", "Time to load the model", lambda: self.load_seconds)

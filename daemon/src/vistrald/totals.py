@@ -24,7 +24,7 @@ class Totals:
             self.total_requests += 1
             self.prompt_tokens += result.timings.prompt_n
             self.predicted_tokens += result.timings.predicted_n
-            if result.finish_reason == "cancelled":
+            if result.finish_reason in {"cancelled", "deadline_unreachable"}:
                 self.failed_requests += 1
                 return
             self.successful_requests += 1

@@ -8,7 +8,7 @@ from flask import Flask, Response, g, jsonify
 from werkzeug.exceptions import HTTPException
 
 from vistrald.engine.engine import ContextOverflowError, QueueFullError, StoppedError
-from vistrald.engine.sequence import EngineFailedError
+from vistrald.engine.sequence import DeadlineUnreachableError, EngineFailedError
 from vistrald.engine.template import TemplateError
 from vistrald.service import NotReadyError, Service
 
@@ -96,7 +96,41 @@ def _from_engine(error: Exception, service: Service) -> ApiError | None:
             api_error = ApiError(
                 400, "messages_refused", str(error), "see the model's chat template in its card"
             )
+        case DeadlineUnreachableError():
+            api_error = _deadline_unreachable(error)
     return api_error
+
+
+def _deadline_unreachable(error: DeadlineUnreachableError) -> ApiError:
+    """422 where the prompt alone takes too long, 503 where the machine had other work.
+
+    Clients repeat a request by themselves after any 5xx: in vain in the first case.
+    """
+    message = f"the prompt has {error.prompt_tokens} tokens, {error.cached_tokens} of them cached"
+    if error.prefill_rate and error.seconds is not None:
+        message += (
+            f"; at the measured {error.prefill_rate:.1f} tokens/s the others take "
+            f"{error.seconds:.0f} s"
+        )
+    message += f"; no answer can begin within the deadline of {error.deadline:g} s"
+    if error.busy:
+        return ApiError(
+            503,
+            "deadline_unreachable",
+            message + " beside the other requests",
+            "retry: what was computed of the prompt is kept; or send a larger deadline_seconds, or "
+            "best_effort",
+            retry_after=1,
+        )
+    fits = int((error.prefill_rate or 0) * error.deadline)
+    return ApiError(
+        422,
+        "deadline_unreachable",
+        message,
+        f"about {fits} tokens that are not cached would fit: shorten the context, or let prompts "
+        "begin alike (fixed instructions, documents in a stable order, the question last) so that "
+        "their beginning is cached; or send a larger deadline_seconds, or best_effort",
+    )
 
 
 def _from_http(error: HTTPException, service: Service) -> ApiError:

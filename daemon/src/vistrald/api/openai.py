@@ -11,7 +11,7 @@ from vistrald.api import schemas
 from vistrald.api.errors import ApiError, as_api_error
 from vistrald.api.operation import Operation, as_json, event, read_body
 from vistrald.api.streaming import collect, ended, peer, respond
-from vistrald.engine.sequence import EngineFailedError
+from vistrald.engine.sequence import StreamError
 from vistrald.engine.template import Message
 from vistrald.service import Service
 
@@ -35,7 +35,8 @@ def operations(service: Service) -> list[Operation]:
             )
         body.max_tokens = body.max_completion_tokens or body.max_tokens
         tokens = service.encoder.encode_messages([_message(message) for message in body.messages])
-        answer = service.submit(tokens, body.sampling(service.settings.generation))
+        defaults = service.settings.generation
+        answer = service.submit(tokens, body.sampling(defaults), body.deadline(defaults))
         completion_id, now = f"chatcmpl-{g.request_id}", int(time.time())
         if not body.stream:
             text, result = collect(answer, peer(request.environ), g.record)
@@ -49,6 +50,7 @@ def operations(service: Service) -> list[Operation]:
                     created=now,
                     model=name,
                     choices=[choice],
+                    ended_by=summary["ended_by"],
                     usage=summary["usage"],
                     timings=summary["timings"],
                 )
@@ -75,11 +77,16 @@ def operations(service: Service) -> list[Operation]:
                 for piece in pieces:
                     yield chunk([_delta({"content": piece})]) if piece else ": ping\n\n"
                 result = ended(answer)
-            except (ApiError, EngineFailedError) as error:
+            except (ApiError, StreamError) as error:
                 yield event(as_api_error(error, service).as_dict(request_id))
                 return
             timings = schemas.TimingsModel.of(result).model_dump()
-            yield chunk([_delta({}, result.finish_reason)], timings=timings)
+            yield chunk(
+                [_delta({}, result.finish_reason)],
+                ended_by=result.ended_by,
+                complete_chars=result.complete_chars,
+                timings=timings,
+            )
             if include_usage:
                 yield chunk([], usage=schemas.Usage.of(result).model_dump())
             yield event("[DONE]")

@@ -10,7 +10,7 @@ from vistrald.api.errors import ApiError, as_api_error
 from vistrald.api.operation import Operation, as_json, event, read_body
 from vistrald.api.streaming import collect, ended, peer, respond
 from vistrald.engine.prompt import PromptEncoder
-from vistrald.engine.sequence import EngineFailedError, Stream
+from vistrald.engine.sequence import Stream, StreamError
 from vistrald.engine.template import Message
 from vistrald.legal.prompts import legal_messages
 from vistrald.legal.saiga import parse_saiga_prompt
@@ -30,7 +30,8 @@ def operations(service: Service) -> list[Operation]:
     def submit() -> Stream:
         body = read_body(schemas.GenerateRequest)
         tokens = encode(service.encoder, body.prompt)
-        return service.submit(tokens, body.sampling(service.settings.generation))
+        defaults = service.settings.generation
+        return service.submit(tokens, body.sampling(defaults), body.deadline(defaults))
 
     def generate() -> ResponseReturnValue:
         text, result = collect(submit(), peer(request.environ), g.record)
@@ -46,7 +47,7 @@ def operations(service: Service) -> list[Operation]:
                 for piece in pieces:
                     yield event({"text": piece}) if piece else ": ping\n\n"
                 result = ended(answer)
-            except (ApiError, EngineFailedError) as error:
+            except (ApiError, StreamError) as error:
                 yield event(as_api_error(error, service).as_dict(request_id), "error")
                 return
             summary = schemas.Summary(**schemas.summary(request_id, result))

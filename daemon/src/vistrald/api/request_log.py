@@ -64,6 +64,7 @@ def _line(record: RequestRecord, method: str, path: str, status: int) -> str:
         timings = result.timings
         fields |= {
             "finish_reason": result.finish_reason,
+            "ended_by": result.ended_by or "-",
             "prompt_tokens": result.prompt_tokens,
             "cached_tokens": timings.cache_n,
             "completion_tokens": result.completion_tokens,

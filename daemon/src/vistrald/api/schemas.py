@@ -39,6 +39,16 @@ class SamplingFields(Body):
     repeat_penalty: float | None = Field(default=None, gt=0, le=2, description="1 is off")
     seed: int | None = Field(default=None, ge=0, le=2**32 - 1)
     stop: StopString | StopStrings | None = None
+    deadline_seconds: float | None = Field(
+        default=None, ge=0.1, le=600, description="from submission to the answer's end"
+    )
+    best_effort: bool = Field(default=False, description="go on past the deadline")
+
+    def deadline(self, defaults: GenerationSection) -> float | None:
+        """Seconds from submission on; None if there is none."""
+        if self.best_effort:
+            return None
+        return defaults.deadline_seconds if self.deadline_seconds is None else self.deadline_seconds
 
     def sampling(self, defaults: GenerationSection) -> Sampling:
         def given(name: str) -> Any:
@@ -118,11 +128,26 @@ class TimingsModel(BaseModel):
         return cls(**{name: round(getattr(result.timings, name), 3) for name in cls.model_fields})
 
 
+EndedBy = Annotated[
+    Literal["deadline"] | None,
+    Field(description="deadline: the answer was cut for it, finish_reason is length"),
+]
+CompleteChars = Annotated[
+    int | None,
+    Field(
+        description="where the deadline ended the answer: its length up to the last full sentence, "
+        "in Unicode characters; a stream may have sent more"
+    ),
+]
+
+
 class Summary(BaseModel):
     """What is known of a request once its answer has ended."""
 
     request_id: str
     finish_reason: Literal["stop", "length"]
+    ended_by: EndedBy
+    complete_chars: CompleteChars
     usage: Usage
     timings: TimingsModel
 
@@ -136,6 +161,8 @@ def summary(request_id: str, result: Result) -> dict[str, Any]:
     return {
         "request_id": request_id,
         "finish_reason": result.finish_reason,
+        "ended_by": result.ended_by,
+        "complete_chars": result.complete_chars,
         "usage": Usage.of(result),
         "timings": TimingsModel.of(result),
     }
@@ -206,6 +233,7 @@ class ChatResponse(BaseModel):
     created: int
     model: str
     choices: list[Choice]
+    ended_by: EndedBy
     usage: Usage
     timings: TimingsModel
 

@@ -31,14 +31,18 @@ def peer(environ: dict[str, Any]) -> socket.socket | None:
 def collect(
     stream: Stream, client: socket.socket | None, record: RequestRecord
 ) -> tuple[str, Result]:
-    """The whole answer. Raises EngineFailedError, ApiError (client gone, service stopping)."""
+    """The whole answer, up to its last full sentence where the deadline ended it.
+
+    Raises StreamError, ApiError (client gone, service stopping).
+    """
     record.stream = stream
     try:
         text = "".join(_watched(stream, client))
     except ClientGoneError:
         # nginx's status for it; nobody reads it but the log
         raise ApiError(499, "client_gone", "the client closed the connection", "-") from None
-    return text, ended(stream)
+    result = ended(stream)
+    return text[: result.complete_chars], result
 
 
 def respond(

@@ -58,6 +58,16 @@ class PrefixCache:
         """Tokens of the path that the sequence holds."""
         return self._deepest(sequence).end
 
+    def resident(self, tokens: Sequence[int]) -> int:
+        """How many of the tokens are resident; changes nothing."""
+        node, length = self._root, 0
+        while length < len(tokens) and (child := node.children.get(tokens[length])):
+            length += common_prefix(child.tokens, tokens[length : length + len(child.tokens)])
+            if length < child.end:
+                break
+            node = child
+        return length
+
     def share(self, sequence: int, tokens: Sequence[int]) -> int:
         """Lets the sequence see what is resident of `tokens`; returns how many tokens that is.
 

@@ -9,6 +9,7 @@ finds a cell for a sequence that was admitted.
 from collections import deque
 from dataclasses import dataclass, field
 
+from vistrald.engine.deadline import Load
 from vistrald.engine.llama import Entry
 from vistrald.engine.prefix_cache import PrefixCache, common_prefix
 from vistrald.engine.sequence import Sequence
@@ -83,7 +84,7 @@ class Scheduler:
 
     def schedule(self) -> Batch:
         """Admits what fits, then fills one batch and sees to it that it finds cells."""
-        self._admit()
+        self.admit()
         batch = Batch()
         decoding = [sequence for sequence in self.running if not sequence.prefilling]
         for sequence in decoding:
@@ -110,11 +111,24 @@ class Scheduler:
             if sequence.computed <= sequence.prompt_tokens:
                 self.cache.insert(sequence.slot, sequence.tokens[: sequence.computed])
 
-    def _admit(self) -> None:
+    def load(self, sequence: Sequence) -> Load:
+        """What a running or waiting sequence shares the machine with."""
+        others = [other for other in self.running if other is not sequence]
+        prefilling = [other for other in others if other.prefilling]
+        prefill_tokens = 0
+        for other in prefilling:
+            shared = common_prefix(other.tokens, sequence.tokens)
+            beyond = len(other.tokens) - max(shared, other.computed)
+            # Equal shares: of a longer prompt, as much is computed meanwhile as of the own one.
+            prefill_tokens += min(beyond, sequence.pending)
+        return Load(len(others) - len(prefilling), prefill_tokens, MIXED_PREFILL_TOKENS)
+
+    def admit(self) -> list[Sequence]:
         """In order of arrival, so that a long prompt is not overtaken for ever by short ones.
 
         Cells for prompt and answer are reserved: a sequence once admitted never runs out of cache.
         """
+        admitted: list[Sequence] = []
         while self.waiting and self._free_slots:
             sequence = self.waiting[0]
             # Sharing comes first: cells that others hold already are not reserved a second time.
@@ -124,10 +138,12 @@ class Scheduler:
             needed += sequence.reserved - shared
             if self.cache.held_cells + needed > self._context_tokens:
                 self._vacate(slot)
-                return
+                break
             sequence.slot = slot
             self._take_over(sequence, shared)
             self.running.append(self.waiting.popleft())
+            admitted.append(sequence)
+        return admitted
 
     def _prefill_wanted(self) -> dict[Sequence, int]:
         """How many tokens to compute next of each prompt, batch size aside.

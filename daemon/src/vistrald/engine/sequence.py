@@ -1,21 +1,43 @@
 """One request: its tokens, sampling settings, output and times."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 from typing import Literal
 
+from vistrald.engine.deadline import full_sentences
 from vistrald.engine.llama import Sampler
 from vistrald.engine.sampling import Sampling
 from vistrald.engine.text import TextOutput
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "deadline_unreachable"]
 
 
-class EngineFailedError(Exception):
+class StreamError(Exception):
+    """What a stream ends with instead of a result."""
+
+
+class EngineFailedError(StreamError):
     """The engine thread died while the request was in it; the process is about to exit."""
+
+
+@dataclass(eq=False)
+class DeadlineUnreachableError(StreamError):
+    """Not one token of an answer can be generated in time."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    seconds: float | None  # that the others would take by themselves; None if no rate is known
+    prefill_rate: float | None  # tokens a second
+    deadline: float  # seconds
+
+    @property
+    def busy(self) -> bool:
+        """Whether it was other requests that took the time: a retry may do."""
+        return self.seconds is None or self.seconds <= self.deadline
 
 
 @dataclass(frozen=True)
@@ -47,6 +69,9 @@ class Result:
     prompt_tokens: int
     completion_tokens: int
     timings: Timings
+    ended_by: Literal["deadline"] | None = None
+    # Length of the text up to its last full sentence, in characters, where the deadline ended it.
+    complete_chars: int | None = None
 
 
 class Stream:
@@ -54,13 +79,13 @@ class Stream:
 
     def __init__(self, on_cancel: Callable[["Stream"], None] = lambda _: None) -> None:
         self._on_cancel = on_cancel
-        self._events: SimpleQueue[str | Result | EngineFailedError] = SimpleQueue()
+        self._events: SimpleQueue[str | Result | StreamError] = SimpleQueue()
         self.result: Result | None = None
         self.cancelled = False
         self.ended = False  # then there is a result, unless the engine failed
 
     def __iter__(self) -> Iterator[str]:
-        """Text pieces as they are generated. Raises EngineFailedError."""
+        """Text pieces as they are generated. Raises StreamError."""
         return self.poll(None)
 
     def poll(self, interval: float | None) -> Iterator[str]:
@@ -75,7 +100,7 @@ class Stream:
                 yield event
                 continue
             self.ended = True
-            if isinstance(event, EngineFailedError):
+            if isinstance(event, StreamError):
                 raise event
             self.result = event
 
@@ -87,11 +112,11 @@ class Stream:
     def abandon(self) -> None:
         """Cancels and waits until the engine has let go; pieces that still come are dropped."""
         self.cancel()
-        with contextlib.suppress(EngineFailedError):
+        with contextlib.suppress(StreamError):
             for _ in self:
                 pass
 
-    def put(self, event: str | Result | EngineFailedError) -> None:
+    def put(self, event: str | Result | StreamError) -> None:
         """For the engine: hands an event to whoever iterates."""
         self._events.put(event)
 
@@ -110,6 +135,9 @@ class Sequence:
     sampler: Sampler
     output: TextOutput
     prompt_tokens: int
+    deadline_seconds: float | None = None  # from submission on
+    shortened: bool = False  # max_tokens was lowered for the deadline
+    text: str = ""  # what the stream got
     computed: int = 0
     cached: int = 0  # of the computed ones, how many others had computed
     slot: int = -1
@@ -125,6 +153,11 @@ class Sequence:
     @property
     def prefilling(self) -> bool:
         return self.computed < self.prompt_tokens
+
+    @property
+    def deadline(self) -> float:
+        """On the monotonic clock."""
+        return math.inf if self.deadline_seconds is None else self.submitted + self.deadline_seconds
 
     @property
     def generated(self) -> int:
@@ -145,7 +178,12 @@ class Sequence:
         self.last_token = time.monotonic()
         self.first_token = self.first_token or self.last_token
 
-    def result(self, reason: FinishReason) -> Result:
+    def say(self, text: str) -> None:
+        if text:
+            self.text += text
+            self.stream.put(text)
+
+    def result(self, reason: FinishReason, *, by_deadline: bool = False) -> Result:
         now = time.monotonic()
         started = self.started or now
         first = self.first_token or now
@@ -158,4 +196,7 @@ class Sequence:
             prompt_n=min(self.computed, self.prompt_tokens) - self.cached,
             predicted_n=self.generated,
         )
-        return Result(reason, self.prompt_tokens, self.generated, timings)
+        result = Result(reason, self.prompt_tokens, self.generated, timings)
+        if not by_deadline:
+            return result
+        return replace(result, ended_by="deadline", complete_chars=full_sentences(self.text))
