@@ -224,6 +224,25 @@ class Simulation:
             cache=PrefixCache(self.memory, range(slots, slots + ids)),
         )
 
+    def restore(self, chance: random.Random) -> None:
+        """Some of those admitted get the beginning of their prompt from a file, or fail to."""
+        for seq in self.scheduler.admit():
+            length = chance.randint(0, seq.prompt_tokens - 1)
+            if length <= seq.computed or chance.random() < 0.5:
+                continue
+
+            def load(seq: Sequence = seq, length: int = length) -> bool:
+                assert not self.memory.seen(seq.slot)
+                if chance.random() < 0.3:
+                    return False
+                for position in range(length):
+                    self.memory.compute(seq.slot, position, seq.tokens[position])
+                return True
+
+            self.scheduler.restore(seq, length, load)
+            self.check()
+            assert 0 <= seq.restored <= seq.cached <= seq.computed < seq.prompt_tokens
+
     def step(self, next_token: random.Random, *, aborted: bool = False) -> None:
         batch = self.scheduler.schedule()
         assert self.scheduler.used_cells == len(self.memory.cells)
@@ -275,6 +294,7 @@ def test_every_token_sees_its_own_prefix_and_nothing_else(seed: int, ids: int) -
         if known and chance.random() < 0.1:
             work.scheduler.remove(chance.choice(known))
             work.check()
+        work.restore(chance)
         work.step(chance, aborted=chance.random() < 0.1)
     for _ in range(3000):
         if not work.scheduler.running and not work.scheduler.waiting:

@@ -58,9 +58,13 @@ class Metrics:
         if result.ended_by == "deadline":
             self._deadline_endings.inc()
         self._prompt_tokens.inc(timings.prompt_n)
-        if timings.cache_n:
-            self._cache_hits.labels("resident").inc()
-            self._cache_tokens.labels("resident").inc(timings.cache_n)
+        for source, tokens in (
+            ("resident", timings.cache_n - timings.disk_n),
+            ("disk", timings.disk_n),
+        ):
+            if tokens:
+                self._cache_hits.labels(source).inc()
+                self._cache_tokens.labels(source).inc(tokens)
         self._prompt_seconds.inc(timings.prompt_ms / 1000)
         self._tokens_predicted.inc(timings.predicted_n)
         self._predicted_seconds.inc(timings.predicted_ms / 1000)

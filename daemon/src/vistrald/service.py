@@ -14,6 +14,7 @@ from vistrald import log as logs
 from vistrald import model_file
 from vistrald.cgroup import memory_limit, usable_cores
 from vistrald.engine import llama
+from vistrald.engine.disk_cache import DiskCache
 from vistrald.engine.engine import Engine, QueueFullError
 from vistrald.engine.prompt import PromptEncoder
 from vistrald.engine.sampling import Sampling
@@ -195,10 +196,24 @@ class Service:
         )
         self._encoder = PromptEncoder(vocabulary, template)
         context = llama.Context(model, settings, self.threads)
-        engine = Engine(model, context, settings, self._finished)
+        engine = Engine(model, context, settings, self._finished, self._disk_cache())
         self.load_seconds = time.monotonic() - began
         log.info(logs.line("loaded", model=model.description, seconds=self.load_seconds))
         return engine
+
+    def _disk_cache(self) -> DiskCache | None:
+        settings = self.settings
+        if not (settings.engine.disk_cache_bytes and settings.engine.prefix_cache):
+            return None
+        # Tokenizer and shape are the model file's.
+        key = f"{settings.model.sha256} {settings.engine.kv_type} {llama.version()}"
+        try:
+            return DiskCache(
+                settings.paths.state_dir / "prefixes", key, settings.engine.disk_cache_bytes
+            )
+        except OSError as error:
+            log.warning(logs.line("no prefix cache on disk", error=error))
+            return None
 
     def _warm_up(self, engine: Engine) -> None:
         self._enter("warming")

@@ -48,6 +48,9 @@ class EngineSection(Section):
     repack: bool = True
     kv_type: Literal["f16", "q8_0"] = "f16"
     prefix_cache: bool = True
+    disk_cache_bytes: int = Field(
+        default=0, ge=0, le=2**40, description="cap of prefixes saved in paths.state_dir; 0: none"
+    )
 
     @model_validator(mode="after")
     def _no_doubled_weights(self) -> Self:

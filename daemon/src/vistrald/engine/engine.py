@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from vistrald.engine.deadline import Load, Rates, answer_tokens, prefill_seconds
+from vistrald.engine.disk_cache import DiskCache
 from vistrald.engine.llama import (
     PENALTY_WINDOW,
     SEQUENCE_IDS,
@@ -29,6 +30,8 @@ from vistrald.engine.sequence import (
 )
 from vistrald.engine.text import TextOutput
 from vistrald.settings import EngineSection
+
+SMALLEST_SAVED = 64  # tokens; fewer are computed sooner than a file is worth
 
 
 class QueueFullError(Exception):
@@ -55,8 +58,10 @@ class Engine:
         context: Context,
         settings: EngineSection,
         on_finish: Callable[[Result], None] = lambda _: None,
+        disk: DiskCache | None = None,
     ) -> None:
         """`on_finish` is called in the engine thread with each request's result."""
+        self._disk = disk
         self._vocabulary = model.vocabulary
         self._context = context
         self._on_finish = on_finish
@@ -122,6 +127,8 @@ class Engine:
 
     def _refuse_unreachable(self, prompt: list[int], deadline_seconds: float | None) -> None:
         cached = self._scheduler.cache.resident(prompt[:-1])
+        if self._disk:
+            cached = max(cached, self._disk.covers(prompt[:-1]))
         error = self._unreachable(len(prompt), cached, deadline_seconds or math.inf)
         if not error.busy:
             raise error
@@ -176,6 +183,7 @@ class Engine:
             self._drop_ended()
             while admitted := self._scheduler.admit():
                 for sequence in admitted:
+                    self._restore(sequence)
                     self._plan(sequence)
             batch = self._scheduler.schedule()
         if not batch.entries:
@@ -194,6 +202,41 @@ class Engine:
             case Decoded.ABORTED:
                 pass  # nothing of the batch remains; the next step is without the cancelled
         return True
+
+    def _restore(self, sequence: Sequence) -> None:
+        """Takes the prompt's beginning from disk, where that covers more than what is resident."""
+        if not self._disk:
+            return
+        disk = self._disk
+        saved = sequence.tokens[: disk.covers(sequence.tokens[: sequence.prompt_tokens - 1])]
+        # Another that was admitted a moment ago may have restored the same.
+        self._scheduler.take_resident(sequence)
+        if len(saved) - sequence.computed >= SMALLEST_SAVED:
+            slot = sequence.slot
+            self._scheduler.restore(
+                sequence,
+                len(saved),
+                lambda: disk.load(saved, lambda buffer: self._context.load_state(slot, buffer)),
+            )
+
+    def _save_shared(self, slot: int, tokens: list[int]) -> None:
+        """Saves the longest beginning of the tokens that has proved to be shared.
+
+        The slot is one just vacated: libllama saves no ids beyond n_seq_max, as the cache's are.
+        """
+        cache = self._scheduler.cache
+        for length in reversed(cache.borders(tokens)):
+            beginning = tokens[:length]
+            if length < SMALLEST_SAVED or not self._disk:
+                return
+            if self._disk.covers(beginning) < length:
+                if cache.share(slot, beginning) == length:
+                    size = self._context.state_size(slot)
+                    self._disk.save(
+                        beginning, size, lambda buffer: self._context.save_state(slot, buffer)
+                    )
+                cache.release(slot)
+                return
 
     def _plan(self, sequence: Sequence) -> None:
         """Before it starts: refuses what cannot be begun in time, shortens what cannot be ended."""
@@ -274,6 +317,8 @@ class Engine:
     def _release(self, sequence: Sequence) -> None:
         with self._changed:
             self._scheduler.remove(sequence)
+            if self._disk and sequence.slot >= 0:  # else another thread may be here
+                self._save_shared(sequence.slot, sequence.tokens[: sequence.computed])
         sequence.sampler.close()
 
     def _drop_ended(self) -> None:

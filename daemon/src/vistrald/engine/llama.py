@@ -13,6 +13,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
 
+import llama_cpp
 from llama_cpp import llama_cpp as C  # noqa: N812 (the C API, named as such)
 
 from vistrald.engine.sampling import Sampling
@@ -62,6 +63,10 @@ def load_backend() -> str:
     maps = Path("/proc/self/maps").read_text()
     libraries = re.findall(r"/(libggml-cpu[^/\s]*\.so)", maps)
     return libraries[0].removeprefix("lib").removesuffix(".so") if libraries else "built in"
+
+
+def version() -> str:
+    return str(llama_cpp.__version__)
 
 
 def cpu_features() -> str:
@@ -259,6 +264,21 @@ class Context:
     def forget(self, sequence: int) -> None:
         """Takes all positions from the sequence."""
         C.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+
+    def state_size(self, sequence: int) -> int:
+        """Bytes of what save_state() writes."""
+        size: int = C.llama_state_seq_get_size(self.handle, sequence)
+        return size
+
+    def save_state(self, sequence: int, buffer: "ctypes.Array[ctypes.c_uint8]") -> bool:
+        """Writes the sequence's cells, positions included; False if that failed."""
+        size = len(buffer)
+        return bool(C.llama_state_seq_get_data(self.handle, buffer, size, sequence) == size)
+
+    def load_state(self, sequence: int, buffer: "ctypes.Array[ctypes.c_uint8]") -> bool:
+        """Puts saved cells into the sequence in place of its own; False if that failed."""
+        size = len(buffer)
+        return bool(C.llama_state_seq_set_data(self.handle, buffer, size, sequence) == size)
 
     def close(self) -> None:
         C.llama_batch_free(self._batch)

@@ -7,6 +7,7 @@ finds a cell for a sequence that was admitted.
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vistrald.engine.deadline import Load
@@ -145,6 +146,30 @@ class Scheduler:
             admitted.append(sequence)
         return admitted
 
+    def restore(self, sequence: Sequence, length: int, load: Callable[[], bool]) -> None:
+        """Has `load` put the first `length` tokens' cells into an admitted sequence.
+
+        Where there is no room for them beside what is resident, nothing happens.
+        """
+        self.cache.evict(self.used_cells + length - self._context_tokens)
+        if self.used_cells + length > self._context_tokens:
+            return
+        resident = sequence.computed
+        self.cache.release(sequence.slot)
+        sequence.computed = 0
+        if load():
+            sequence.computed = length
+            sequence.restored = length - resident
+            sequence.cached += sequence.restored
+            self.cache.insert(sequence.slot, sequence.tokens[:length])
+        else:
+            sequence.cached -= resident
+            self.take_resident(sequence)
+
+    def take_resident(self, sequence: Sequence) -> None:
+        """Lets a running sequence see what has become resident of its prompt."""
+        self._take_over(sequence, self._share(sequence, sequence.slot))
+
     def _prefill_wanted(self) -> dict[Sequence, int]:
         """How many tokens to compute next of each prompt, batch size aside.
 
@@ -155,7 +180,7 @@ class Scheduler:
         for sequence in self.running:
             if not sequence.prefilling:
                 continue
-            self._take_over(sequence, self._share(sequence, sequence.slot))
+            self.take_resident(sequence)
             for leader, until in wanted.items():
                 shared = min(
                     common_prefix(leader.tokens, sequence.tokens), sequence.prompt_tokens - 1

@@ -49,6 +49,7 @@ class Timings:
     predicted_ms: float  # from the first to the last generated token
     ttft_ms: float  # from submission to the first generated token
     cache_n: int  # prompt tokens taken from the prefix cache
+    disk_n: int  # of these, from its files
     prompt_n: int  # prompt tokens computed
     predicted_n: int
 
@@ -140,6 +141,7 @@ class Sequence:
     text: str = ""  # what the stream got
     computed: int = 0
     cached: int = 0  # of the computed ones, how many others had computed
+    restored: int = 0  # of the cached ones, how many came from disk
     slot: int = -1
     submitted: float = field(default_factory=time.monotonic)
     started: float = 0.0
@@ -193,6 +195,7 @@ class Sequence:
             predicted_ms=((self.last_token or first) - first) * 1000,
             ttft_ms=(first - self.submitted) * 1000,
             cache_n=self.cached,
+            disk_n=self.restored,
             prompt_n=min(self.computed, self.prompt_tokens) - self.cached,
             predicted_n=self.generated,
         )
