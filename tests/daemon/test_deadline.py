@@ -1,6 +1,6 @@
 """Deadlines: estimates and sentence ends as pure functions, then the engine and the interfaces.
 
-No test measures the machine's speed: rates are given, or the work is far more than the time.
+No test measures the machine's speed: rates are given, and time is made to pass.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.daemon.conftest import ENGINE
 from tests.daemon.helpers import events
-from tests.daemon.test_engine import answer, long_prompt, running
+from tests.daemon.test_engine import answer, long_prompt
 from tests.daemon.test_openapi import check
 from vistrald.engine import llama
 from vistrald.engine.deadline import (
@@ -28,8 +28,6 @@ from vistrald.engine.engine import Engine
 from vistrald.engine.sampling import Sampling
 from vistrald.engine.sequence import DeadlineUnreachableError
 from vistrald.service import Service
-
-ENDLESS = 5000
 
 
 def measured(prefill: float = 20, step: float = 0.5) -> Rates:
@@ -136,24 +134,6 @@ def unreachable(engine: Engine, tokens: list[int], seconds: float) -> DeadlineUn
     return caught.value
 
 
-def test_an_answer_ends_at_the_deadline(model: llama.Model, vocabulary: llama.Vocabulary) -> None:
-    """The model, asked for thousands of tokens, gets a second; end tokens are not given to it."""
-    settings = ENGINE.model_copy(update={"context_tokens": 8192})
-    tokens = long_prompt(vocabulary, 20)
-    with running(model, settings) as engine:
-        engine._vocabulary.end_of_generation, ends = frozenset(), vocabulary.end_of_generation
-        try:
-            stream = engine.submit(tokens, Sampling(ENDLESS), 1)
-            text = answer(stream)
-        finally:
-            engine._vocabulary.end_of_generation = ends
-    result = stream.result
-    assert result is not None
-    assert (result.finish_reason, result.ended_by) == ("length", "deadline")
-    assert 1 <= result.completion_tokens < ENDLESS
-    assert result.complete_chars == full_sentences(text)
-
-
 def test_max_tokens_is_shortened_to_what_fits(engine: Engine, vocabulary: llama.Vocabulary) -> None:
     # 100 s a step: a deadline of 350 s lets three tokens follow the first.
     engine.rates = measured(prefill=1e6, step=100)
@@ -211,6 +191,22 @@ def stepped(model: llama.Model) -> Iterator[Engine]:
     context = llama.Context(model, ENGINE, threads=1)
     yield Engine(model, context, ENGINE)
     context.close()
+
+
+def test_an_answer_ends_at_the_deadline(model: llama.Model, vocabulary: llama.Vocabulary) -> None:
+    with stepped(model) as engine:
+        stream = engine.submit(long_prompt(vocabulary, 20), Sampling(900), 600)
+        for _ in range(8):
+            engine.step()
+        (sequence,) = engine._scheduler.running
+        sequence.submitted -= 601
+        assert not engine.step()
+        text = answer(stream)
+    result = stream.result
+    assert result is not None
+    assert (result.finish_reason, result.ended_by) == ("length", "deadline")
+    assert result.completion_tokens == 8
+    assert result.complete_chars == full_sentences(text)
 
 
 def test_a_deadline_that_comes_in_prefill_keeps_what_was_computed(
