@@ -143,7 +143,7 @@ def llama_wheel() -> Path:
         work = home.with_name(home.name + ".partial")
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        say(f"==> Compiling llama-cpp-python {LLAMA_VERSION} (once, about ten minutes on 2 cores)")
+        say(f"==> Compiling llama-cpp-python {LLAMA_VERSION} (once, some 15 minutes on 2 cores)")
         pip(
             "download", "--no-deps", "--no-binary=:all:", "--no-build-isolation", f"--dest={work}",
             f"llama-cpp-python=={LLAMA_VERSION}",
