@@ -1,7 +1,6 @@
 """The real test model, an engine and a service around it, and the daemon as a process."""
 
 import hashlib
-import threading
 from collections.abc import Iterator
 from importlib.metadata import distribution
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 from flask.testing import FlaskClient
 
-from tests.daemon.helpers import wait_until
+from tests.daemon.helpers import running, wait_until
 from vistrald.api import create_app
 from vistrald.engine import llama
 from vistrald.engine.engine import Engine
@@ -87,15 +86,8 @@ def encoder(model: llama.Model) -> PromptEncoder:
 @pytest.fixture
 def engine(model: llama.Model) -> Iterator[Engine]:
     """A running engine on a context of its own."""
-    context = llama.Context(model, ENGINE, threads=1)
-    engine = Engine(model, context, ENGINE)
-    thread = threading.Thread(target=engine.run, daemon=True)
-    thread.start()
-    yield engine
-    engine.stop()
-    thread.join(timeout=30)
-    assert not thread.is_alive()
-    context.close()
+    with running(model, ENGINE) as engine:
+        yield engine
 
 
 @pytest.fixture(scope="session")

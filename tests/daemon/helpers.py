@@ -1,9 +1,16 @@
 """Small things that several tests need."""
 
 import json
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from vistrald.engine import llama
+from vistrald.engine.disk_cache import DiskCache
+from vistrald.engine.engine import Engine
+from vistrald.settings import EngineSection
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 20) -> None:
@@ -11,6 +18,24 @@ def wait_until(condition: Callable[[], Any], seconds: float = 20) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.02)
+
+
+@contextmanager
+def running(
+    model: llama.Model, settings: EngineSection, disk: DiskCache | None = None
+) -> Iterator[Engine]:
+    """An engine at work on a context of its own; at the end its thread must have ended."""
+    context = llama.Context(model, settings, threads=1)
+    engine = Engine(model, context, settings, disk=disk)
+    thread = threading.Thread(target=engine.run, daemon=True)
+    thread.start()
+    yield engine
+    engine.stop()
+    thread.join(timeout=30)
+    assert not thread.is_alive()
+    context.close()
+    if disk:
+        disk.wait()
 
 
 def events(text: str) -> list[tuple[str, Any]]:

@@ -5,15 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.daemon.conftest import ENGINE
-from tests.daemon.helpers import wait_until
+from tests.daemon.helpers import running, wait_until
 from tests.daemon.test_engine import answer, prompt
 from vistrald.api import create_app
 from vistrald.engine import llama
@@ -184,26 +181,11 @@ DOCUMENT = "Article 158. Theft is the secret taking of another's property. " * 8
 Q8 = ENGINE.model_copy(update={"kv_type": "q8_0"})
 
 
-@contextmanager
-def running(model: llama.Model, disk: DiskCache | None) -> Iterator[Engine]:
-    context = llama.Context(model, Q8, threads=1)
-    engine = Engine(model, context, Q8, disk=disk)
-    thread = threading.Thread(target=engine.run, daemon=True)
-    thread.start()
-    yield engine
-    engine.stop()
-    thread.join(timeout=30)
-    assert not thread.is_alive()
-    context.close()
-    if disk:
-        disk.wait()
-
-
 def test_requests_that_arrive_together_load_a_document_once(
     model: llama.Model, encoder: PromptEncoder, tmp_path: Path
 ) -> None:
     prompts = [prompt(encoder, f"{DOCUMENT} Question {number}?") for number in range(5)]
-    with running(model, DiskCache(tmp_path, "key", 10**9)) as engine:
+    with running(model, Q8, DiskCache(tmp_path, "key", 10**9)) as engine:
         for tokens in prompts[:2]:
             ask(engine, tokens)
     disk = DiskCache(tmp_path, "key", 10**9)
@@ -234,13 +216,13 @@ def test_a_shared_document_is_taken_from_disk_after_a_restart(
 ) -> None:
     questions = ["What is theft?", "Who is the owner?", "Is a document property?"]
     prompts = [prompt(encoder, DOCUMENT + question) for question in questions]
-    with running(model, None) as engine:
+    with running(model, Q8) as engine:
         expected = [ask(engine, tokens)[0] for tokens in prompts]
-    with running(model, DiskCache(tmp_path, "key", 10**9)) as engine:
+    with running(model, Q8, DiskCache(tmp_path, "key", 10**9)) as engine:
         for tokens in prompts[:2]:
             ask(engine, tokens)
         wait_until(lambda: list(tmp_path.glob("*.kv")))
-    with running(model, DiskCache(tmp_path, "key", 10**9)) as engine:
+    with running(model, Q8, DiskCache(tmp_path, "key", 10**9)) as engine:
         text, result = ask(engine, prompts[2])
         assert text == expected[2]
         assert result.timings.disk_n == result.timings.cache_n > 100
@@ -253,7 +235,7 @@ def test_a_shared_document_is_taken_from_disk_after_a_restart(
     data = bytearray(path.read_bytes())
     data[-100] ^= 1
     path.write_bytes(data)
-    with running(model, DiskCache(tmp_path, "key", 10**9)) as engine:
+    with running(model, Q8, DiskCache(tmp_path, "key", 10**9)) as engine:
         text, result = ask(engine, prompts[2])
         assert (text, result.timings.cache_n) == (expected[2], 0)
 

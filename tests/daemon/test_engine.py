@@ -2,10 +2,7 @@
 
 import ctypes
 import random
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,7 @@ import pytest
 from llama_cpp import llama_cpp as C  # noqa: N812
 
 from tests.daemon.conftest import ENGINE
-from tests.daemon.helpers import wait_until
+from tests.daemon.helpers import running, wait_until
 from vistrald.engine import llama
 from vistrald.engine.engine import ContextOverflowError, Engine, QueueFullError, StoppedError
 from vistrald.engine.prefix_cache import PrefixCache, common_prefix
@@ -41,19 +38,6 @@ def prompt(encoder: PromptEncoder, question: str) -> list[int]:
 def long_prompt(vocabulary: llama.Vocabulary, tokens: int) -> list[int]:
     ids = vocabulary.tokenize("The court heard the case and decided. " * tokens, special=False)
     return ids[:tokens]
-
-
-@contextmanager
-def running(model: llama.Model, settings: EngineSection) -> Iterator[Engine]:
-    context = llama.Context(model, settings, threads=1)
-    engine = Engine(model, context, settings)
-    thread = threading.Thread(target=engine.run, daemon=True)
-    thread.start()
-    yield engine
-    engine.stop()
-    thread.join(timeout=30)
-    assert not thread.is_alive()
-    context.close()
 
 
 def logits(context: llama.Context, index: int) -> "np.ndarray[Any, Any]":
