@@ -22,6 +22,7 @@ from vistrald.engine.deadline import (
     Rates,
     answer_tokens,
     full_sentences,
+    prefill_chunk,
     prefill_seconds,
 )
 from vistrald.engine.engine import Engine
@@ -62,6 +63,24 @@ def test_answer_tokens_by_the_number_of_sequences() -> None:
     assert answer_tokens(rates, 8, Load(decoding=1)) == 11
     assert answer_tokens(rates, 8, Load(decoding=3)) == 6  # never measured: 2 x 0.8 s
     assert answer_tokens(rates, 0, Load()) == 1  # it comes with prefill
+
+
+def test_a_steps_time_lies_on_a_line_between_measured_ones() -> None:
+    rates = measured(step=0.5)
+    rates.note(0, 4, 0.8)
+    assert rates.step(2) == pytest.approx(0.6)
+    assert rates.step(8) == pytest.approx(1.6)
+
+
+def test_a_batch_of_prefill_is_as_long_as_a_newcomer_and_running_answers_can_bear() -> None:
+    assert prefill_chunk(Rates(), 0, 512) == 32  # nothing is known
+    slow = measured(prefill=20, step=0.35)
+    assert prefill_chunk(slow, 0, 512) == 40  # 2 s
+    assert prefill_chunk(slow, 1, 512) == 28  # 4 steps
+    fast = measured(prefill=400, step=0.01)
+    assert prefill_chunk(fast, 0, 512) == 512
+    assert prefill_chunk(fast, 1, 512) == 100  # a quarter of a second
+    assert prefill_chunk(measured(prefill=2), 0, 512) == 16  # fewer would mostly read weights
 
 
 def test_rates_follow_the_machine() -> None:
@@ -214,6 +233,7 @@ def test_a_deadline_that_comes_in_prefill_keeps_what_was_computed(
 ) -> None:
     tokens = long_prompt(vocabulary, 700)
     with stepped(model) as engine:
+        engine.rates.note(1000, 0, 1.0)
         stream = engine.submit(tokens, Sampling(5), 600)
         engine.step()
         (sequence,) = engine._scheduler.running

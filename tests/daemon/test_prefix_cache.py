@@ -12,11 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vistrald.engine.deadline import Rates
+from vistrald.engine.drafting import Drafter
 from vistrald.engine.prefix_cache import PrefixCache, common_prefix
 from vistrald.engine.sampling import Sampling
 from vistrald.engine.scheduler import Scheduler
 from vistrald.engine.sequence import Sequence, Stream
 from vistrald.engine.text import TextOutput
+from vistrald.settings import EngineSection
+
+DRAFT_TOKENS = 4
 
 
 @dataclass
@@ -216,13 +221,13 @@ class Simulation:
     def __init__(self, *, ids: int, context: int = 96, slots: int = 3, batch: int = 16) -> None:
         self.memory = FakeMemory(context)
         self.slots = slots
-        self.scheduler = Scheduler(
-            slots=slots,
-            queue_length=100,
-            context_tokens=context,
-            batch_tokens=batch,
-            cache=PrefixCache(self.memory, range(slots, slots + ids)),
+        settings = EngineSection.model_construct(
+            parallel_sequences=slots, queue_length=100, batch_tokens=batch
         )
+        cache = PrefixCache(self.memory, range(slots, slots + ids))
+        # All guesses are taken, as if they cost nothing; over three tokens there are many.
+        drafter = Drafter(DRAFT_TOKENS, lambda _: 1.0)
+        self.scheduler = Scheduler(settings, context, cache, Rates(), drafter)
 
     def restore(self, chance: random.Random) -> None:
         """Some of those admitted get the beginning of their prompt from a file, or fail to."""
@@ -247,23 +252,32 @@ class Simulation:
         batch = self.scheduler.schedule()
         assert self.scheduler.used_cells == len(self.memory.cells)
         assert len(self.memory.cells) + len(batch.entries) <= self.memory.size
-        assert sum(entry.output for entry in batch.entries) <= self.slots
+        assert sum(entry.output for entry in batch.entries) <= self.slots + DRAFT_TOKENS
         if aborted:
             return
-        owners = {seq.slot: seq for seq in self.scheduler.running}
+        texts = {seq.slot: [*seq.tokens, *draft.tokens] for seq, _, draft in batch.chunks}
         for entry in batch.entries:
-            tokens = owners[entry.sequence].tokens
+            tokens = texts[entry.sequence]
             # All that this token attends to: its own prefix, whole and nothing else.
             assert self.memory.seen(entry.sequence) == list(enumerate(tokens[: entry.position]))
             self.memory.compute(entry.sequence, entry.position, entry.token)
         self.scheduler.advance(batch)
-        for seq, _ in batch.chunks:
-            if seq.pending:
-                continue
-            seq.append(next_token.randrange(3))
+        for seq, _, draft in batch.chunks:
+            if not seq.pending:
+                self.sample(seq, draft.tokens, next_token)
+        self.check()
+
+    def sample(self, seq: Sequence, draft: list[int], next_token: random.Random) -> None:
+        for guess in [*draft, None]:
+            token = next_token.randrange(3)
+            seq.append(token)
             if seq.generated >= seq.sampling.max_tokens:
                 self.scheduler.remove(seq)
-        self.check()
+                return
+            if token != guess:
+                break
+            seq.computed += 1
+        self.memory.remove(seq.slot, seq.computed, 2**31)
 
     def check(self) -> None:
         check(self.scheduler.cache, self.memory)

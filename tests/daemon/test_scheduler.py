@@ -2,14 +2,17 @@ import itertools
 from typing import Any
 from unittest.mock import Mock
 
-from vistrald.engine.deadline import Load
+from vistrald.engine.deadline import Load, Rates
 from vistrald.engine.prefix_cache import PrefixCache
 from vistrald.engine.sampling import Sampling
-from vistrald.engine.scheduler import MIXED_PREFILL_TOKENS, Batch, Scheduler
+from vistrald.engine.scheduler import Batch, Scheduler
 from vistrald.engine.sequence import Sequence, Stream
 from vistrald.engine.text import TextOutput
+from vistrald.settings import EngineSection
 
 numbers = itertools.count()
+
+MIXED = 32  # prompt tokens in a batch in which others decode, at the rate below
 
 
 def sequence(prompt: int, max_tokens: int = 10) -> Sequence:
@@ -26,25 +29,24 @@ def sequence(prompt: int, max_tokens: int = 10) -> Sequence:
 
 
 def scheduler(slots: int = 4, context: int = 1000, batch: int = 128) -> Scheduler:
-    return Scheduler(
-        slots=slots,
-        queue_length=2,
-        context_tokens=context,
-        batch_tokens=batch,
-        cache=PrefixCache(Mock(), range(slots, 256)),
+    rates = Rates()
+    rates.note(128, 0, 1.0)
+    settings = EngineSection.model_construct(
+        parallel_sequences=slots, queue_length=2, batch_tokens=batch
     )
+    return Scheduler(settings, context, PrefixCache(Mock(), range(slots, 256)), rates)
 
 
 def compute(work: Scheduler, batch: Batch) -> None:
     """What the engine does with a batch, with token 0 always sampled."""
     work.advance(batch)
-    for seq, _ in batch.chunks:
+    for seq, _, _ in batch.chunks:
         if not seq.pending:
             seq.append(0)
 
 
 def counts(batch: Batch) -> list[int]:
-    return [count for _, count in batch.chunks]
+    return [count for _, count, _ in batch.chunks]
 
 
 def test_prefill_in_chunks_then_decode() -> None:
@@ -72,8 +74,8 @@ def test_a_long_prefill_does_not_hold_up_decoding() -> None:
     compute(work, work.schedule())
     work.add(sequence(500))
     batch = work.schedule()
-    assert batch.chunks[0] == (first, 1)
-    assert counts(batch) == [1, MIXED_PREFILL_TOKENS]
+    assert batch.chunks[0][:2] == (first, 1)
+    assert counts(batch) == [1, MIXED]
 
 
 def test_prefill_is_shared_and_the_rest_of_a_share_passed_on() -> None:
@@ -104,8 +106,8 @@ def test_load_counts_what_others_compute_beside_but_not_what_is_shared() -> None
     for seq in (long, twin):
         work.add(seq)
     work.admit()
-    assert work.load(twin) == Load(1, 100, MIXED_PREFILL_TOKENS)  # of the 220 that are not shared
-    assert work.load(long) == Load(1, 20, MIXED_PREFILL_TOKENS)
+    assert work.load(twin) == Load(1, 100, MIXED)  # of the 220 that are not shared
+    assert work.load(long) == Load(1, 20, MIXED)
 
 
 def test_full_counts_slots_and_queue() -> None:

@@ -42,8 +42,11 @@ class EngineSection(Section):
     )
     parallel_sequences: int = Field(default=4, ge=1, le=64)
     threads: int = Field(default=0, ge=0, le=512, description="0: all usable cores")
-    batch_tokens: int = Field(default=512, ge=64, le=8192)  # >= parallel_sequences
+    batch_tokens: int = Field(default=512, ge=128, le=8192)  # >= sequences + drafts
     queue_length: int = Field(default=16, ge=0, le=1024)
+    draft_tokens: int = Field(
+        default=15, ge=0, le=63, description="most guessed tokens in a batch; 0: no speculation"
+    )
     load_mode: Literal["none", "mmap"] = "none"
     repack: bool = True
     kv_type: Literal["f16", "q8_0"] = "f16"

@@ -72,5 +72,7 @@ def _line(record: RequestRecord, method: str, path: str, status: int) -> str:
             "ttft_ms": timings.ttft_ms,
             "prompt_per_second": timings.prompt_per_second,
             "predicted_per_second": timings.predicted_per_second,
+            "drafted": timings.draft_n,
+            "accepted": timings.draft_n_accepted,
         }
     return logs.line("request", **fields)

@@ -122,6 +122,8 @@ class TimingsModel(BaseModel):
     cache_n: int = Field(description="prompt tokens taken from the prefix cache")
     prompt_n: int = Field(description="prompt tokens computed")
     predicted_n: int
+    draft_n: int = Field(description="tokens guessed from the request's own text")
+    draft_n_accepted: int = Field(description="of these, how many the model generated")
 
     @classmethod
     def of(cls, result: Result) -> "TimingsModel":

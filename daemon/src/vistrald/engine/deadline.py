@@ -4,11 +4,21 @@ No clock is read here: durations come in, durations and counts go out.
 """
 
 import re
+from bisect import bisect
 from dataclasses import dataclass, field
 
 DECAY = 0.8  # weight of what was known when a new measurement comes: a handful of batches count
 # Below this a batch takes as long as its weights take to read, which says nothing of prefill.
 SMALLEST_PREFILL = 8
+
+# A batch of prefill alone may take this long: at 20 tokens/s, of a 24B model on eight cores, 40
+# tokens, for which reading the weights takes little of the time.
+LONGEST_PREFILL_SECONDS = 2.0
+# Beside running answers, as long as so many of their steps, or as nobody notices in a text.
+STALL_STEPS = 4
+UNNOTICED_SECONDS = 0.25
+SMALLEST_CHUNK = 16  # tokens; smaller ones would mostly read weights
+UNMEASURED_CHUNK = 32
 
 # Before a full stop, these end no sentence. Single letters (г., п., ч., initials) are a rule.
 ABBREVIATIONS = frozenset(
@@ -28,29 +38,34 @@ class Rates:
 
     _tokens: float = 0.0
     _seconds: float = 0.0
-    _steps: dict[int, float] = field(default_factory=dict)  # sequences in a step -> seconds
+    _steps: dict[int, float] = field(default_factory=dict)  # tokens in a step -> seconds
 
     @property
     def prefill(self) -> float | None:
         """Tokens a second."""
         return self._tokens / self._seconds if self._seconds else None
 
-    def step(self, sequences: int) -> float | None:
-        """Seconds of a decode step for so many sequences.
+    def step(self, tokens: int) -> float | None:
+        """Seconds of a decode step with so many tokens, of different sequences or guessed ones.
 
-        Where that many never ran, the nearest larger number's time, else the nearest smaller's in
-        proportion: both are rather too long than too short.
+        Between measured sizes a straight line; beyond the largest in proportion, which is rather
+        too long than too short.
         """
-        larger = [count for count in self._steps if count >= sequences]
-        if larger:
-            return self._steps[min(larger)]
-        if self._steps:
-            most = max(self._steps)
-            return self._steps[most] * sequences / most
-        return None
+        if not self._steps or tokens in self._steps:
+            return self._steps.get(tokens)
+        sizes = sorted(self._steps)
+        above = bisect(sizes, tokens)
+        if above == 0:
+            return self._steps[sizes[0]]
+        low = sizes[above - 1]
+        if above == len(sizes):
+            return self._steps[low] * tokens / low
+        high = sizes[above]
+        slope = (self._steps[high] - self._steps[low]) / (high - low)
+        return self._steps[low] + (tokens - low) * slope
 
     def note(self, prefilled: int, decoded: int, seconds: float) -> None:
-        """A batch of so many prompt tokens and of so many sequences' decode tokens."""
+        """A batch of so many prompt tokens and so many decode tokens."""
         if not prefilled:
             known = self._steps.get(decoded, seconds)
             self._steps[decoded] = DECAY * known + (1 - DECAY) * seconds
@@ -59,6 +74,19 @@ class Rates:
             seconds = max(seconds - ((self.step(decoded) or 0) if decoded else 0), seconds / 2)
             self._tokens = DECAY * self._tokens + prefilled
             self._seconds = DECAY * self._seconds + seconds
+
+
+def prefill_chunk(rates: Rates, decoding: int, most: int) -> int:
+    """Prompt tokens for a batch in which so many sequences decode, `most` at most.
+
+    A batch is what a newcomer waits for, what an abort loses, and what holds running answers up.
+    """
+    if rates.prefill is None:
+        return min(most, UNMEASURED_CHUNK)
+    seconds = LONGEST_PREFILL_SECONDS
+    if decoding:
+        seconds = max(STALL_STEPS * (rates.step(decoding) or 0), UNNOTICED_SECONDS)
+    return min(most, max(SMALLEST_CHUNK, int(seconds * rates.prefill)))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from vistrald.engine.deadline import Load, Rates, answer_tokens, prefill_seconds
 from vistrald.engine.disk_cache import DiskCache
+from vistrald.engine.drafting import Draft, Drafter
 from vistrald.engine.llama import (
     PENALTY_WINDOW,
     SEQUENCE_IDS,
@@ -29,6 +30,7 @@ from vistrald.engine.sequence import (
     Stream,
 )
 from vistrald.engine.text import TextOutput
+from vistrald.engine.warm_up import measure
 from vistrald.settings import EngineSection
 
 SMALLEST_SAVED = 64  # tokens; fewer are computed sooner than a file is worth
@@ -65,16 +67,14 @@ class Engine:
         self._vocabulary = model.vocabulary
         self._context = context
         self._on_finish = on_finish
+        self.rates = Rates()
+        self._drafter = self._make_drafter(model, settings)
+        cache = PrefixCache(context, self._cached_ids(model, settings))
         self._scheduler = Scheduler(
-            slots=settings.parallel_sequences,
-            queue_length=settings.queue_length,
-            context_tokens=context.context_tokens,
-            batch_tokens=context.batch_tokens,
-            cache=PrefixCache(context, self._cached_ids(model, settings)),
+            settings, context.context_tokens, cache, self.rates, self._drafter
         )
         self._changed = threading.Condition()  # guards the scheduler, its cache and `_accepting`
         self._accepting = True
-        self.rates = Rates()
         self._stopping = False
 
     @staticmethod
@@ -82,6 +82,12 @@ class Engine:
         if not settings.prefix_cache or not model.shares_prefixes:
             return range(0)
         return range(settings.parallel_sequences, SEQUENCE_IDS)
+
+    def _make_drafter(self, model: Model, settings: EngineSection) -> Drafter | None:
+        # Wrong guesses are taken back out of the cache, which windowed and recurrent ones forbid.
+        if not settings.draft_tokens or not model.shares_prefixes:
+            return None
+        return Drafter(settings.draft_tokens, self.rates.step)
 
     @property
     def running(self) -> int:
@@ -189,7 +195,7 @@ class Engine:
         if not batch.entries:
             return False
         now = time.monotonic()
-        for sequence, _ in batch.chunks:
+        for sequence, _, _ in batch.chunks:
             sequence.started = sequence.started or now
         match self._decode(batch):
             case Decoded.DONE:
@@ -258,7 +264,7 @@ class Engine:
     def _decode(self, batch: Batch) -> Decoded:
         """A decode step is short; prefill, which is not, is aborted when a deadline comes."""
         deadline = min(
-            (sequence.deadline for sequence, _ in batch.chunks if sequence.prefilling),
+            (sequence.deadline for sequence, _, _ in batch.chunks if sequence.prefilling),
             default=math.inf,
         )
         if deadline == math.inf:
@@ -272,29 +278,53 @@ class Engine:
             timer.cancel()
 
     def _note_rates(self, batch: Batch, seconds: float) -> None:
-        prefilled = sum(count for sequence, count in batch.chunks if sequence.prefilling)
+        prefilled = sum(own for sequence, own, _ in batch.chunks if sequence.prefilling)
         self.rates.note(prefilled, len(batch.entries) - prefilled, seconds)
 
     def _sample(self, batch: Batch) -> None:
         """Samples where logits were asked for and passes text on."""
-        index = -1
-        for sequence, count in batch.chunks:
-            index += count  # of the chunk's last entry
-            if sequence.pending:
-                continue
-            token = sequence.sampler.sample(self._context, index)
-            self._accept(sequence, token)
+        row = -1
+        for sequence, own, draft in batch.chunks:
+            row += own  # of the chunk's last own entry
+            if not sequence.pending:
+                self._verify(sequence, draft, row)
+            row += len(draft.tokens)
 
-    def _accept(self, sequence: Sequence, token: int) -> None:
+    def _verify(self, sequence: Sequence, draft: Draft, row: int) -> None:
+        """Samples the sequence's next token and, as long as guesses come true, those after it.
+
+        Each token is drawn from the model's own distribution, guessed or not: guesses decide only
+        whether the row that follows is of use.
+        """
+        ended, accepted = False, 0
+        sequence.drafted += len(draft.tokens)
+        for guess in [*draft.tokens, None]:
+            token = sequence.sampler.sample(self._context, row + accepted)
+            right = token == guess
+            sequence.accepted += right
+            ended = self._accept(sequence, token)
+            if ended or not right:
+                break
+            accepted += 1
+            sequence.computed += 1
+        if draft.tokens and self._drafter and not ended:
+            self._drafter.note(draft, accepted)
+            self._context.remove(sequence.slot, sequence.computed, -1)
+
+    def _accept(self, sequence: Sequence, token: int) -> bool:
+        """Passes the token on; True if the answer ends with it."""
         sequence.append(token)
         if token in self._vocabulary.end_of_generation:
             self._finish(sequence, "stop")
-            return
+            return True
         sequence.say(sequence.output.push(self._vocabulary.piece(token)))
         if sequence.output.stopped:
             self._finish(sequence, "stop")
         elif sequence.generated >= sequence.sampling.max_tokens:
             self._finish(sequence, "length", by_deadline=sequence.shortened)
+        else:
+            return False
+        return True
 
     def _finish(
         self, sequence: Sequence, reason: FinishReason, *, by_deadline: bool = False
@@ -341,12 +371,8 @@ class Engine:
             sequence.stream.put(EngineFailedError("the engine thread died"))
 
     def warm_up(self) -> None:
-        """Generates one token, so that the first request finds everything allocated."""
-        token = self._vocabulary.bos if self._vocabulary.bos >= 0 else self._vocabulary.eos
-        self.submit([token], Sampling(max_tokens=1))
-        while self.step():
-            pass
-        self._scheduler.cache.clear()
+        """Measures the machine's speed before the first request, which finds all allocated."""
+        measure(self._context, self.rates)
 
     def refuse(self) -> None:
         """Takes no more requests; those it has go on."""

@@ -203,9 +203,10 @@ class Context:
         # llama-kv-cache.cpp, n_seq_max in llama_context::decode).
         params.n_seq_max = settings.parallel_sequences
         params.kv_unified = True
-        # Each sequence needs one row of logits; the default reserves one per batch token
-        # (256 MiB for 512 tokens of a vocabulary of 131072).
-        params.n_outputs_max = settings.parallel_sequences
+        # Each sequence and each guess needs one row of logits; the default reserves one per batch
+        # token (256 MiB for 512 tokens of a vocabulary of 131072).
+        self.rows = settings.parallel_sequences + settings.draft_tokens
+        params.n_outputs_max = self.rows
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = C.LLAMA_FLASH_ATTN_TYPE_AUTO
         params.type_k = params.type_v = GGML_TYPES[settings.kv_type]

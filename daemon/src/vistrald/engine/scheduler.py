@@ -1,4 +1,4 @@
-"""What goes into the next batch: one token of each decoding sequence, then chunks of prefill.
+"""What goes into the next batch: each decoding sequence's token and guesses, chunks of prefill.
 
 Who may run is decided by KV cells. They are in three kinds of hands: the prefix cache's, of which
 those that a running sequence sees cannot be had; a running sequence's own; and those that a running
@@ -9,58 +9,79 @@ finds a cell for a sequence that was admitted.
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from vistrald.engine.deadline import Load
+from vistrald.engine.deadline import Load, Rates, prefill_chunk
+from vistrald.engine.drafting import Draft, Drafter
 from vistrald.engine.llama import Entry
 from vistrald.engine.prefix_cache import PrefixCache, common_prefix
 from vistrald.engine.sequence import Sequence
-
-# Prefill tokens in a batch that others decode in. Eight cores prefill about 20 tokens/s of a 24B
-# model: this many hold running streams up for 1.6 s, where a whole batch of 512 would for 25 s.
-MIXED_PREFILL_TOKENS = 32
+from vistrald.settings import EngineSection
 
 # Tokens for which it pays to wait until another sequence has computed them. A batch of fewer takes
 # as long as of these: the weights have to be read for it.
 WORTH_WAITING_TOKENS = 8
 
 
+NO_DRAFT = Draft([], 0)
+
+
+class Chunk(NamedTuple):
+    """A sequence's part of a batch: so many of its own tokens, then guessed ones."""
+
+    sequence: Sequence
+    own: int
+    draft: Draft = NO_DRAFT
+
+
 @dataclass
 class Batch:
     entries: list[Entry] = field(default_factory=list)
-    chunks: list[tuple[Sequence, int]] = field(default_factory=list)
+    chunks: list[Chunk] = field(default_factory=list)
 
-    def add(self, sequence: Sequence, count: int) -> None:
-        """Appends the sequence's next `count` pending tokens; the last of all asks for logits."""
-        start, end = sequence.computed, sequence.computed + count
+    def add(self, sequence: Sequence, count: int, draft: Draft = NO_DRAFT) -> None:
+        """Appends the sequence's next `count` pending tokens and the draft.
+
+        The last of all pending tokens asks for logits, and so does each guess.
+        """
+        slot, last = sequence.slot, len(sequence.tokens) - 1
         self.entries += [
-            Entry(sequence.tokens[at], at, sequence.slot, at == len(sequence.tokens) - 1)
-            for at in range(start, end)
+            Entry(sequence.tokens[at], at, slot, at == last)
+            for at in range(sequence.computed, sequence.computed + count)
         ]
-        self.chunks.append((sequence, count))
+        self.entries += [
+            Entry(token, at, slot, True) for at, token in enumerate(draft.tokens, start=last + 1)
+        ]
+        self.chunks.append(Chunk(sequence, count, draft))
 
 
 class Scheduler:
     """Waiting and running sequences. First come, first admitted; prefill is shared fairly.
 
-    Sequence ids below `slots` belong to running sequences; the cache has others.
+    Sequence ids below `parallel_sequences` belong to running sequences; the cache has others.
     """
 
     def __init__(
         self,
-        *,
-        slots: int,
-        queue_length: int,
+        settings: EngineSection,
         context_tokens: int,
-        batch_tokens: int,
         cache: PrefixCache,
+        rates: Rates,
+        drafter: Drafter | None = None,
     ) -> None:
+        """The engine keeps `rates` and `drafter` up to date; with no drafter there are no guesses.
+
+        `context_tokens` is what libllama made of the configured number.
+        """
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
-        self.capacity = slots + queue_length
+        self.capacity = settings.parallel_sequences + settings.queue_length
         self.cache = cache
-        self._free_slots = list(range(slots))
+        self._free_slots = list(range(settings.parallel_sequences))
         self._context_tokens = context_tokens
-        self._batch_tokens = batch_tokens
+        self._batch_tokens = settings.batch_tokens
+        self._rates = rates
+        self._drafter = drafter
 
     @property
     def full(self) -> bool:
@@ -88,17 +109,18 @@ class Scheduler:
         self.admit()
         batch = Batch()
         decoding = [sequence for sequence in self.running if not sequence.prefilling]
-        for sequence in decoding:
-            batch.add(sequence, 1)
-        budget = self._batch_tokens - len(decoding)
-        if decoding:
-            budget = min(budget, MIXED_PREFILL_TOKENS)
+        wanted = self._prefill_wanted()
+        # No guesses beside prefill: such a batch's time says nothing of what they cost.
+        drafts = [NO_DRAFT] * len(decoding) if wanted else self._drafts(decoding)
+        for sequence, draft in zip(decoding, drafts, strict=True):
+            batch.add(sequence, 1, draft)
+        budget = self._prefill_chunk(len(decoding))
         # Equal shares, the shortest first: what it does not need of its share goes to the others.
-        prefilling = sorted(self._prefill_wanted().items(), key=lambda item: item[1])
-        for others, (sequence, wanted) in zip(
+        prefilling = sorted(wanted.items(), key=lambda item: item[1])
+        for others, (sequence, tokens) in zip(
             range(len(prefilling), 0, -1), prefilling, strict=True
         ):
-            count = min(wanted, budget // others)
+            count = min(tokens, budget // others)
             budget -= count
             if count:
                 batch.add(sequence, count)
@@ -107,8 +129,8 @@ class Scheduler:
 
     def advance(self, batch: Batch) -> None:
         """Notes that the batch was computed; prompts become resident as far as they are."""
-        for sequence, count in batch.chunks:
-            sequence.computed += count
+        for sequence, own, _ in batch.chunks:
+            sequence.computed += own
             if sequence.computed <= sequence.prompt_tokens:
                 self.cache.insert(sequence.slot, sequence.tokens[: sequence.computed])
 
@@ -122,7 +144,8 @@ class Scheduler:
             beyond = len(other.tokens) - max(shared, other.computed)
             # Equal shares: of a longer prompt, as much is computed meanwhile as of the own one.
             prefill_tokens += min(beyond, sequence.pending)
-        return Load(len(others) - len(prefilling), prefill_tokens, MIXED_PREFILL_TOKENS)
+        decoding = len(others) - len(prefilling)
+        return Load(decoding, prefill_tokens, self._prefill_chunk(decoding))
 
     def admit(self) -> list[Sequence]:
         """In order of arrival, so that a long prompt is not overtaken for ever by short ones.
@@ -169,6 +192,14 @@ class Scheduler:
     def take_resident(self, sequence: Sequence) -> None:
         """Lets a running sequence see what has become resident of its prompt."""
         self._take_over(sequence, self._share(sequence, sequence.slot))
+
+    def _prefill_chunk(self, decoding: int) -> int:
+        return prefill_chunk(self._rates, decoding, self._batch_tokens - decoding)
+
+    def _drafts(self, decoding: list[Sequence]) -> list[Draft]:
+        if not self._drafter:
+            return [NO_DRAFT] * len(decoding)
+        return self._drafter.choose([self._drafter.find(sequence) for sequence in decoding])
 
     def _prefill_wanted(self) -> dict[Sequence, int]:
         """How many tokens to compute next of each prompt, batch size aside.

@@ -9,6 +9,7 @@ from queue import Empty, SimpleQueue
 from typing import Literal
 
 from vistrald.engine.deadline import full_sentences
+from vistrald.engine.drafting import Lookup
 from vistrald.engine.llama import Sampler
 from vistrald.engine.sampling import Sampling
 from vistrald.engine.text import TextOutput
@@ -52,6 +53,8 @@ class Timings:
     disk_n: int  # of these, from its files
     prompt_n: int  # prompt tokens computed
     predicted_n: int
+    draft_n: int  # tokens guessed
+    draft_n_accepted: int  # of these, how many were generated
 
     @property
     def prompt_per_second(self) -> float:
@@ -142,6 +145,9 @@ class Sequence:
     computed: int = 0
     cached: int = 0  # of the computed ones, how many others had computed
     restored: int = 0  # of the cached ones, how many came from disk
+    lookup: Lookup = field(default_factory=Lookup)
+    drafted: int = 0
+    accepted: int = 0  # of the drafted
     slot: int = -1
     submitted: float = field(default_factory=time.monotonic)
     started: float = 0.0
@@ -164,6 +170,11 @@ class Sequence:
     @property
     def generated(self) -> int:
         return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def left(self) -> int:
+        """Tokens that may still be generated."""
+        return self.sampling.max_tokens - self.generated
 
     @property
     def reserved(self) -> int:
@@ -198,6 +209,8 @@ class Sequence:
             disk_n=self.restored,
             prompt_n=min(self.computed, self.prompt_tokens) - self.cached,
             predicted_n=self.generated,
+            draft_n=self.drafted,
+            draft_n_accepted=self.accepted,
         )
         result = Result(reason, self.prompt_tokens, self.generated, timings)
         if not by_deadline:
