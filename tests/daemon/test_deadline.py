@@ -27,6 +27,7 @@ from vistrald.engine.deadline import (
 )
 from vistrald.engine.engine import Engine
 from vistrald.engine.sampling import Sampling
+from vistrald.engine.scheduler import Batch
 from vistrald.engine.sequence import DeadlineUnreachableError
 from vistrald.service import Service
 
@@ -37,6 +38,17 @@ def measured(prefill: float = 20, step: float = 0.5) -> Rates:
     rates.note(100, 0, 100 / prefill)
     rates.note(0, 1, step)
     return rates
+
+
+def passing(engine: Engine, seconds: float) -> None:
+    """Each batch takes so long, whatever is in it."""
+
+    def note(_batch: Batch, _seconds: float) -> None:
+        for sequence in engine._scheduler.running:
+            sequence.submitted -= seconds
+
+    engine.rates = measured(prefill=1e6, step=seconds)
+    engine._note_rates = note  # type: ignore[method-assign]
 
 
 # --- Estimates ----------------------------------------------------------------
@@ -155,12 +167,34 @@ def unreachable(engine: Engine, tokens: list[int], seconds: float) -> DeadlineUn
 
 def test_max_tokens_is_shortened_to_what_fits(engine: Engine, vocabulary: llama.Vocabulary) -> None:
     # 100 s a step: a deadline of 350 s lets three tokens follow the first.
-    engine.rates = measured(prefill=1e6, step=100)
+    passing(engine, 100)
     stream = engine.submit(long_prompt(vocabulary, 20), Sampling(50), 350)
     answer(stream)
     assert stream.result is not None
     assert stream.result.completion_tokens == 4
     assert (stream.result.finish_reason, stream.result.ended_by) == ("length", "deadline")
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_a_shortened_answer_goes_on_when_time_turns_out_to_be_left(
+    model: llama.Model, vocabulary: llama.Vocabulary, room: bool
+) -> None:
+    """As when others end: the steps that are measured take less than those it was planned by."""
+    with stepped(model) as engine:
+        engine.rates = measured(prefill=1e6, step=100)
+        stream = engine.submit(long_prompt(vocabulary, 20), Sampling(50), 350)
+        engine.step()
+        if not room:  # another has reserved all the cells that are left
+            other = long_prompt(vocabulary, 20)[::-1]
+            engine.submit(other, Sampling(ENGINE.context_tokens - 24 - len(other)))
+        for _ in range(60):
+            engine.step()
+        engine.cancel_all()
+        engine.step()
+        answer(stream)
+    assert stream.result is not None
+    ended = (stream.result.completion_tokens, stream.result.ended_by)
+    assert ended == ((50, None) if room else (4, "deadline"))
 
 
 def test_a_request_without_deadline_is_not_shortened(
@@ -330,17 +364,16 @@ def test_best_effort_goes_on(client: FlaskClient) -> None:
 
 
 def test_the_deadlines_end_is_told_by_both_interfaces(
-    client: FlaskClient, service: Service, slow: None
+    client: FlaskClient, service: Service, slow: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """5 tokens fit. The stream has sent all of them, the whole answer is cut at its sentence."""
     request: dict[str, Any] = {"prompt": "Tell a story.", "temperature": 0, "max_tokens": 30}
     request["deadline_seconds"] = 450
-    service.engine.rates = measured(prefill=1e6, step=100)
+    monkeypatch.setattr(service.engine, "_note_rates", None)  # and back again afterwards
+    passing(service.engine, 100)
     *texts, (_, summary) = events(client.post("/api/v1/stream", json=request).text)
     streamed = "".join(data["text"] for _, data in texts)
-    service.engine.rates = measured(prefill=1e6, step=100)
     whole = client.post("/api/v1/generate", json=request).json
-    service.engine.rates = measured(prefill=1e6, step=100)
     message = {"role": "user", "content": request.pop("prompt")}
     body = {"model": "smollm2-135m", "messages": [message], "stream": True, **request}
     chat = client.post("/v1/chat/completions", json=body).text

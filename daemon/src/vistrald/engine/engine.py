@@ -257,9 +257,18 @@ class Engine:
             self._refuse(sequence)
             return
         tokens = answer_tokens(self.rates, left, load)
-        if tokens is not None and tokens < sequence.sampling.max_tokens:
-            sequence.sampling = replace(sequence.sampling, max_tokens=tokens)
-            sequence.shortened = True
+        if tokens is not None:
+            sequence.allowed = min(tokens, sequence.sampling.max_tokens)
+
+    def _lengthened(self, sequence: Sequence) -> bool:
+        """Whether a shortened answer may go on: others ended, or steps took less than they did."""
+        with self._changed:
+            left = sequence.deadline - time.monotonic()
+            tokens = answer_tokens(self.rates, left, self._scheduler.load(sequence)) or 0
+            more = min(tokens - 1, self._scheduler.spare)  # without the first, which is prefill's
+            asked = sequence.sampling.max_tokens
+            sequence.allowed = min(sequence.allowed + max(0, more), asked)
+        return sequence.left > 0
 
     def _decode(self, batch: Batch) -> Decoded:
         """A decode step is short; prefill, which is not, is aborted when a deadline comes."""
@@ -320,7 +329,7 @@ class Engine:
         sequence.say(sequence.output.push(self._vocabulary.piece(token)))
         if sequence.output.stopped:
             self._finish(sequence, "stop")
-        elif sequence.generated >= sequence.sampling.max_tokens:
+        elif not sequence.left and not (sequence.shortened and self._lengthened(sequence)):
             self._finish(sequence, "length", by_deadline=sequence.shortened)
         else:
             return False

@@ -92,6 +92,12 @@ class Scheduler:
         """KV cells with content, each counted once."""
         return self.cache.cells + sum(map(self._own_cells, self.running))
 
+    @property
+    def spare(self) -> int:
+        """KV cells that no sequence needs or may come to need."""
+        needed = sum(self._own_cells(other) + other.remaining for other in self.running)
+        return self._context_tokens - self.cache.held_cells - needed
+
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
 
@@ -158,9 +164,7 @@ class Scheduler:
             # Sharing comes first: cells that others hold already are not reserved a second time.
             slot = self._free_slots.pop()
             shared = self._share(sequence, slot)
-            needed = sum(self._own_cells(other) + other.remaining for other in self.running)
-            needed += sequence.reserved - shared
-            if self.cache.held_cells + needed > self._context_tokens:
+            if sequence.reserved - shared > self.spare:
                 self._vacate(slot)
                 break
             sequence.slot = slot

@@ -140,7 +140,7 @@ class Sequence:
     output: TextOutput
     prompt_tokens: int
     deadline_seconds: float | None = None  # from submission on
-    shortened: bool = False  # max_tokens was lowered for the deadline
+    allowed: int = field(init=False)  # tokens of answer; as many as asked for, or as fit in time
     text: str = ""  # what the stream got
     computed: int = 0
     cached: int = 0  # of the computed ones, how many others had computed
@@ -153,6 +153,9 @@ class Sequence:
     started: float = 0.0
     first_token: float = 0.0
     last_token: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.allowed = self.sampling.max_tokens
 
     @property
     def pending(self) -> int:
@@ -174,12 +177,17 @@ class Sequence:
     @property
     def left(self) -> int:
         """Tokens that may still be generated."""
-        return self.sampling.max_tokens - self.generated
+        return self.allowed - self.generated
+
+    @property
+    def shortened(self) -> bool:
+        """Fewer tokens than were asked for, because of the deadline."""
+        return self.allowed < self.sampling.max_tokens
 
     @property
     def reserved(self) -> int:
         """KV cells it may come to need."""
-        return self.prompt_tokens + self.sampling.max_tokens
+        return self.prompt_tokens + self.allowed
 
     @property
     def remaining(self) -> int:
