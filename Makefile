@@ -31,7 +31,7 @@ test-fast: lint  ## lint and the tests that need no host
 lint: setup  ## ruff, mypy, yamllint, ansible-lint
 	ruff check .
 	ruff format --check .
-	mypy daemon/src lab tools
+	mypy daemon/src lab tools bench
 	yamllint --strict .
 	ansible-lint -q
 

@@ -10,9 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 # Those that decide which kernels of llama.cpp run.
-INSTRUCTION_SETS = tuple(
-    "avx2 fma f16c avx_vnni avx512f avx512_vnni avx512_bf16 amx_int8".split()
-)
+INSTRUCTION_SETS = ["avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16"]
+INSTRUCTION_SETS += ["amx_int8"]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,40 @@
+"""What is asked: a fixed system text, one section of law as the document, the question last."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+TEXTS = Path(__file__).parent / "texts"
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    system: str
+    sections: list[str]
+    questions: list[str]
+    quote: str  # the question that asks for the document itself
+
+    def messages(self, section: int, question: str, mark: str = "") -> Messages:
+        """A conversation; a mark at its very beginning makes it begin like no other one."""
+        document = self.sections[section % len(self.sections)]
+        return [
+            {"role": "system", "content": f"{mark}{self.system}"},
+            {"role": "user", "content": f"{document}\n\n{question}"},
+        ]
+
+    def question(self, number: int) -> str:
+        return self.questions[number % len(self.questions)]
+
+
+def read(language: str) -> Corpus:
+    """The texts of a language: the name of a file in texts/."""
+    data = tomllib.loads((TEXTS / f"{language}.toml").read_text(encoding="utf-8"))
+    return Corpus(
+        system=data["system"].strip(),
+        sections=[f"{each['title']}\n{each['text'].strip()}" for each in data["sections"]],
+        questions=data["questions"],
+        quote=data["quote"],
+    )
