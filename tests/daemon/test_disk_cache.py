@@ -1,27 +1,26 @@
 """Saved prefixes: what is whole and of this key is used, anything else is a miss."""
 
 import ctypes
+import itertools
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.daemon.conftest import ENGINE
 from tests.daemon.helpers import running, wait_until
-from tests.daemon.test_engine import answer, prompt
-from vistrald.api import create_app
+from tests.daemon.test_engine import answer, long_prompt, prompt
 from vistrald.engine import llama
 from vistrald.engine.disk_cache import HEADER_BYTES, DiskCache
-from vistrald.engine.engine import Engine
+from vistrald.engine.engine import Engine, StoppedError
+from vistrald.engine.prefix_cache import common_prefix
 from vistrald.engine.prompt import PromptEncoder
 from vistrald.engine.sampling import Sampling
 from vistrald.engine.sequence import Result
-from vistrald.notify import Notifier
-from vistrald.service import Service
-from vistrald.settings import PathsSection, Settings
 
 TOKENS = list(range(100))
 STATE = bytes(range(256)) * 8
@@ -175,25 +174,53 @@ def test_kill_9_in_the_middle_of_a_write_leaves_nothing_wrong(
         assert not list(tmp_path.iterdir())
 
 
+def test_evictions_and_damage_are_counted(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, "key", 2 * (len(STATE) + HEADER_BYTES + 400))
+    for length in (20, 40, 60):
+        save(cache, TOKENS[:length])
+    assert (cache.files, cache.evictions, cache.damaged) == (2, 1, 0)
+    assert cache.bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+    os.truncate(tmp_path / cache._name(TOKENS[:60]), 10)
+    assert loaded(cache, TOKENS[:60]) is None
+    assert (cache.files, cache.damaged) == (1, 1)
+
+
 # --- With the engine ------------------------------------------------------------
 
 DOCUMENT = "Article 158. Theft is the secret taking of another's property. " * 8
 Q8 = ENGINE.model_copy(update={"kv_type": "q8_0"})
 
 
+def keep(engine: Engine, tokens: list[int]) -> None:
+    answer(engine.keep(tokens))
+    assert engine.disk is not None
+    engine.disk.wait()
+    assert not engine.disk.failure
+
+
+def ask(engine: Engine, tokens: list[int]) -> tuple[str, Result]:
+    stream = engine.submit(tokens, Sampling(8))
+    text = answer(stream)
+    assert stream.result is not None
+    return text, stream.result
+
+
+def shared(prompts: list[list[int]]) -> list[int]:
+    return prompts[0][: common_prefix(prompts[0], prompts[1])]
+
+
 def test_requests_that_arrive_together_load_a_document_once(
     model: llama.Model, encoder: PromptEncoder, tmp_path: Path
 ) -> None:
-    prompts = [prompt(encoder, f"{DOCUMENT} Question {number}?") for number in range(5)]
+    prompts = [prompt(encoder, f"{DOCUMENT} Question {number}?") for number in range(3)]
     with running(model, Q8, DiskCache(tmp_path, "key", 10**9)) as engine:
-        for tokens in prompts[:2]:
-            ask(engine, tokens)
+        keep(engine, shared(prompts))
     disk = DiskCache(tmp_path, "key", 10**9)
     context = llama.Context(model, Q8, threads=1)
     engine = Engine(model, context, Q8, disk=disk)
     # A prompt that is on disk can be computed in time, though at this rate not anew.
     engine.rates.note(100, 0, 1000)
-    streams = [engine.submit(tokens, Sampling(2), 500) for tokens in prompts[2:]]
+    streams = [engine.submit(tokens, Sampling(2), 500) for tokens in prompts]
     while engine.step():
         pass
     for stream in streams:
@@ -204,14 +231,7 @@ def test_requests_that_arrive_together_load_a_document_once(
     context.close()
 
 
-def ask(engine: Engine, tokens: list[int]) -> tuple[str, Result]:
-    stream = engine.submit(tokens, Sampling(8))
-    text = answer(stream)
-    assert stream.result is not None
-    return text, stream.result
-
-
-def test_a_shared_document_is_taken_from_disk_after_a_restart(
+def test_a_kept_document_is_taken_from_disk_after_a_restart(
     model: llama.Model, encoder: PromptEncoder, tmp_path: Path
 ) -> None:
     questions = ["What is theft?", "Who is the owner?", "Is a document property?"]
@@ -219,13 +239,11 @@ def test_a_shared_document_is_taken_from_disk_after_a_restart(
     with running(model, Q8) as engine:
         expected = [ask(engine, tokens)[0] for tokens in prompts]
     with running(model, Q8, DiskCache(tmp_path, "key", 10**9)) as engine:
-        for tokens in prompts[:2]:
-            ask(engine, tokens)
-        wait_until(lambda: list(tmp_path.glob("*.kv")))
+        keep(engine, shared(prompts))
     with running(model, Q8, DiskCache(tmp_path, "key", 10**9)) as engine:
         text, result = ask(engine, prompts[2])
         assert text == expected[2]
-        assert result.timings.disk_n == result.timings.cache_n > 100
+        assert result.timings.disk_n == result.timings.cache_n == len(shared(prompts))
         text, again = ask(engine, prompts[0])
         assert text == expected[0]
         assert (again.timings.disk_n, again.timings.cache_n) == (0, result.timings.cache_n)
@@ -240,25 +258,90 @@ def test_a_shared_document_is_taken_from_disk_after_a_restart(
         assert (text, result.timings.cache_n) == (expected[2], 0)
 
 
-def test_the_service_keeps_a_document_over_a_restart(settings: Settings, tmp_path: Path) -> None:
-    kept = settings.model_copy(
-        update={
-            "engine": ENGINE.model_copy(update={"disk_cache_bytes": 10**9}),
-            "paths": PathsSection(state_dir=tmp_path),
-        }
-    )
-    sources = []
-    for questions in (("What is theft?", "Who is the owner?"), ("Is a document property?",)):
-        service = Service(kept, notifier=Notifier(None), on_failure=lambda _: None)
-        service.start()
-        wait_until(lambda service=service: service.phase == "ready", 60)
-        client = create_app(service).test_client()
-        for question in questions:
-            request = {"prompt": DOCUMENT + question, "max_tokens": 2}
-            assert client.post("/api/v1/generate", json=request).status_code == 200
-        metrics = client.get("/metrics").text
-        sources.append('vistrald_prefix_cache_tokens_total{source="disk"}' in metrics)
-        service.stop()
-        wait_until(lambda: list((tmp_path / "prefixes").glob("*.kv")))
-    assert sources == [False, True]
-    assert (tmp_path / "prefixes").stat().st_mode & 0o777 == 0o700
+def test_what_people_ask_never_reaches_the_disk(
+    model: llama.Model, encoder: PromptEncoder, tmp_path: Path
+) -> None:
+    """Not even when they share it, or ask it twice: only what was asked to be kept does."""
+    with running(model, Q8, DiskCache(tmp_path, "key", 10**9)) as engine:
+        for question in ("What is theft?", "Who is the owner?", "What is theft?"):
+            ask(engine, prompt(encoder, DOCUMENT + question))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_size_of_a_state_is_foretold(
+    model: llama.Model, vocabulary: llama.Vocabulary, tmp_path: Path
+) -> None:
+    disk = DiskCache(tmp_path, "key", 10**9)
+    context = llama.Context(model, Q8, threads=1)
+    engine = Engine(model, context, Q8, disk=disk)
+    engine.warm_up()
+    tokens = long_prompt(vocabulary, 500)
+    engine.keep(tokens)
+    while engine.step():
+        pass
+    disk.wait()
+    assert abs(disk.bytes / (engine.token_bytes * 500) - 1) < 0.02
+    context.close()
+
+
+def test_a_person_comes_before_what_is_kept(
+    model: llama.Model, vocabulary: llama.Vocabulary, tmp_path: Path
+) -> None:
+    disk = DiskCache(tmp_path, "key", 10**9)
+    context = llama.Context(model, ENGINE, threads=1)
+    engine = Engine(model, context, ENGINE, disk=disk)
+    engine.rates.note(1000, 0, 1.0)
+    tokens = long_prompt(vocabulary, 700)
+    kept = engine.keep(tokens)
+    for _ in range(2):
+        engine.step()
+    person = engine.submit(long_prompt(vocabulary, 20), Sampling(4))
+    while not person.ended:
+        engine.step()
+        list(itertools.takewhile(bool, person.poll(0)))
+    assert not kept.ended
+    assert not disk.files
+    while engine.step():
+        pass
+    disk.wait()
+    answer(kept)
+    assert kept.result is not None
+    # The person's prompt took nothing of it that had to be computed again.
+    assert kept.result.timings.prompt_n <= 700 - 2 * 128
+    assert disk.covers([*tokens, 0]) == 700
+    context.close()
+
+
+def test_a_person_does_not_wait_for_a_batch_of_what_is_kept(
+    model: llama.Model, vocabulary: llama.Vocabulary, tmp_path: Path
+) -> None:
+    disk = DiskCache(tmp_path, "key", 10**9)
+    with running(model, ENGINE, disk) as engine:
+        engine.keep(long_prompt(vocabulary, 700))
+        wait_until(lambda: engine.running)
+        decode, outcomes = engine._context.decode, []
+
+        def noting(entries: Any) -> llama.Decoded:
+            outcomes.append(decode(entries))
+            return outcomes[-1]
+
+        engine._context.decode = noting  # type: ignore[method-assign]
+        wait_until(lambda: outcomes)
+        answer(engine.submit(long_prompt(vocabulary, 20), Sampling(1)))
+        assert llama.Decoded.ABORTED in outcomes
+
+
+def test_what_is_kept_ends_at_once_where_requests_end(
+    model: llama.Model, vocabulary: llama.Vocabulary, tmp_path: Path
+) -> None:
+    with running(model, ENGINE, DiskCache(tmp_path, "key", 10**9)) as engine:
+        streams = [engine.keep(long_prompt(vocabulary, 700)) for _ in range(2)]
+        wait_until(lambda: engine.running)
+        engine.refuse()
+        for stream in streams:
+            answer(stream)
+            assert stream.result is not None
+            assert stream.result.finish_reason == "cancelled"
+        with pytest.raises(StoppedError):
+            engine.keep([1])
+    assert not list(tmp_path.glob("*.kv"))

@@ -235,21 +235,22 @@ class Simulation:
             length = chance.randint(0, seq.prompt_tokens - 1)
             if length <= seq.computed or chance.random() < 0.5:
                 continue
-
-            def load(seq: Sequence = seq, length: int = length) -> bool:
-                assert not self.memory.seen(seq.slot)
-                if chance.random() < 0.3:
-                    return False
-                for position in range(length):
-                    self.memory.compute(seq.slot, position, seq.tokens[position])
-                return True
-
-            self.scheduler.restore(seq, length, load)
+            if not self.scheduler.make_room(seq, length):
+                continue
+            assert not self.memory.seen(seq.slot)
+            loaded = chance.random() < 0.7
+            for position in range(length if loaded else 0):
+                self.memory.compute(seq.slot, position, seq.tokens[position])
+            self.scheduler.restored(seq, length if loaded else 0)
             self.check()
             assert 0 <= seq.restored <= seq.cached <= seq.computed < seq.prompt_tokens
 
     def step(self, next_token: random.Random, *, aborted: bool = False) -> None:
         batch = self.scheduler.schedule()
+        kept = [each for each in self.scheduler.running if each.keep]
+        assert not kept or self.scheduler.running == kept
+        assert not kept or all(each.keep for each in self.scheduler.waiting)
+        assert len(kept) <= 1
         assert self.scheduler.used_cells == len(self.memory.cells)
         assert len(self.memory.cells) + len(batch.entries) <= self.memory.size
         assert sum(entry.output for entry in batch.entries) <= self.slots + DRAFT_TOKENS
@@ -303,7 +304,9 @@ def test_every_token_sees_its_own_prefix_and_nothing_else(seed: int, ids: int) -
             tail = [chance.randrange(3) for _ in range(chance.randint(1, 25))]
             prompt = chance.choice(BEGINNINGS) + tail
             most = work.memory.size - len(prompt)
-            work.scheduler.add(sequence(prompt, chance.randint(1, min(most, 20))))
+            new = sequence(prompt, chance.randint(1, min(most, 20)))
+            new.keep = chance.random() < 0.2
+            work.scheduler.add(new)
         known = [*work.scheduler.running, *work.scheduler.waiting]
         if known and chance.random() < 0.1:
             work.scheduler.remove(chance.choice(known))

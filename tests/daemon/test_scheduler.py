@@ -118,6 +118,27 @@ def test_full_counts_slots_and_queue() -> None:
     assert work.full
 
 
+def test_what_nobody_waits_for_makes_way_and_comes_after_all_others() -> None:
+    work = scheduler(slots=2)
+    kept, first, second, third = sequence(300), sequence(10), sequence(20), sequence(30)
+    kept.keep = True
+    work.add(kept)
+    compute(work, work.schedule())
+    assert (work.yielding, kept.computed) == (True, 128)
+    for person in (first, second, third):
+        assert not work.full
+        work.add(person)
+    compute(work, work.schedule())
+    assert work.running == [first, second]
+    assert list(work.waiting) == [third, kept]
+    assert (work.yielding, kept.slot, kept.computed) == (False, -1, 0)
+    for person in (first, second, third):
+        assert kept not in work.admit()
+        work.remove(person)
+    work.schedule()
+    assert (work.running, kept.computed) == ([kept], 128)  # what it had computed was kept
+
+
 def test_a_slot_is_used_again() -> None:
     work = scheduler(slots=1)
     first, second = sequence(5), sequence(5)

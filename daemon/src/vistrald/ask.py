@@ -46,11 +46,16 @@ def ask(url: str, question: str, context: str | None) -> Iterator[str | dict[str
 
 
 def _check(response: requests.Response) -> None:
-    if response.status_code != 200:
-        try:
-            raise AskError(_describe(response.json()))
-        except ValueError:
-            raise AskError(f"status {response.status_code} from {response.url}") from None
+    if response.status_code != requests.codes.ok:
+        raise AskError(describe(response))
+
+
+def describe(response: requests.Response) -> str:
+    """What a daemon refused with, for people."""
+    try:
+        return _describe(response.json())
+    except (ValueError, KeyError, TypeError):  # not the daemon's own
+        return f"status {response.status_code} from {response.url}"
 
 
 def _describe(body: dict[str, Any]) -> str:

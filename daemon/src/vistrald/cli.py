@@ -3,8 +3,9 @@
 import json
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import requests
@@ -12,6 +13,7 @@ import requests
 from vistrald import __version__, log, model_file
 from vistrald import ask as ask_client
 from vistrald import smoke as smoke_test
+from vistrald import warm as warm_client
 from vistrald.settings import Settings, SettingsError, read_settings
 
 CONFIG_INVALID = 2
@@ -120,6 +122,51 @@ def ask(url: str, context_file: Path | None, question: str) -> None:
         raise click.ClickException(str(error)) from None
 
 
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--url", default="http://127.0.0.1:8080", show_default=True)
+@click.option("--dry-run", is_flag=True, help="Only say what it would take.")
+@as_json_option
+def warm(file: Path, url: str, dry_run: bool, as_json: bool) -> None:
+    """Compute the documents of FILE beforehand and keep them on the daemon's disk.
+
+    FILE is JSONL: {"id": …, "context": …} a line. A second run goes on where the first was cut off.
+    Exits 0, 1 if the daemon refused or the cap is too small, 2 if FILE is wrong.
+    """
+    report: dict[str, Any] = {"file": str(file), "ok": False}
+    try:
+        entries = warm_client.read_corpus(file)
+        warmer = warm_client.Warmer(url.rstrip("/"))
+        report |= (plan := warmer.plan(entries))
+        click.echo(_estimate(plan), err=True)
+        if plan["bytes"] > plan["disk_cache_bytes"]:
+            raise click.ClickException(
+                f"{file}: all entries together need {plan['bytes']} bytes on disk, the cap is "
+                f"engine.disk_cache_bytes = {plan['disk_cache_bytes']}; raise it or leave some out"
+            )
+        if not dry_run:
+            with click.progressbar(
+                length=plan["tokens"], label="tokens", file=sys.stderr, hidden=as_json
+            ) as progress:
+                report |= warmer.run(entries, progress.update)
+    except warm_client.CorpusError as error:
+        _refuse(report, as_json, str(error), CONFIG_INVALID)
+    except (ask_client.AskError, requests.RequestException, click.ClickException) as error:
+        _refuse(report, as_json, str(error), 1)
+    done = "nothing done" if dry_run else f"{report['saved']} computed, {report['known']} known"
+    _finish(report | {"ok": True}, as_json, f"{file}: {done}")
+
+
+def _estimate(plan: dict[str, Any]) -> str:
+    seconds = plan["seconds"]
+    time_needed = "not known yet" if seconds is None else f"{timedelta(seconds=round(seconds))}"
+    return (
+        f"{plan['entries']} prefixes, {plan['known']} of them known; {plan['tokens']} tokens to "
+        f"compute, which takes {time_needed} of a machine that has nothing else to do; "
+        f"{plan['bytes'] / 1e9:.2f} GB on disk, of {plan['disk_cache_bytes'] / 1e9:.2f} GB"
+    )
+
+
 def _rates(summary: dict[str, Any]) -> str:
     timings = summary["timings"]
     return (
@@ -140,6 +187,13 @@ def _read(config: Path, as_json: bool) -> Settings:
         else:
             click.echo(str(error), err=True)
         sys.exit(CONFIG_INVALID)
+
+
+def _refuse(report: dict[str, Any], as_json: bool, message: str, status: int) -> NoReturn:
+    if as_json:
+        _print_json(report | {"message": message})
+    click.echo(message, err=True)
+    sys.exit(status)
 
 
 def _finish(report: dict[str, Any], as_json: bool, text: str) -> None:

@@ -1,6 +1,7 @@
 """Counters, gauges and histograms for Prometheus; llama-server's names where it has them."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from prometheus_client import (
     CollectorRegistry,
@@ -10,10 +11,24 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily, Metric
 
 from vistrald.engine.sequence import Result
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 20, 30, 45, 60, 120, 300)
+
+
+@dataclass(frozen=True)
+class _Total:
+    name: str
+    text: str
+    read: Callable[[], float]
+
+    def describe(self) -> list[Metric]:
+        return [CounterMetricFamily(self.name, self.text)]
+
+    def collect(self) -> list[Metric]:
+        return [CounterMetricFamily(self.name, self.text, value=self.read())]
 
 
 class Metrics:
@@ -47,6 +62,10 @@ class Metrics:
     def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
         """A value that is read when Prometheus asks."""
         Gauge(f"vistrald_{name}", text, registry=self.registry).set_function(read)
+
+    def count(self, name: str, text: str, read: Callable[[], float]) -> None:
+        """A total that somebody else counts, read when Prometheus asks."""
+        self.registry.register(_Total(f"vistrald_{name}", text, read))
 
     def info(self, **labels: str) -> None:
         gauge = Gauge("vistrald_info", "What runs here", list(labels), registry=self.registry)

@@ -7,7 +7,8 @@ signal to stop adds draining. If that thread dies the process is of no use and m
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 from vistrald import log as logs
@@ -43,6 +44,10 @@ class NotReadyError(Exception):
         self.phase = phase
 
 
+class KeepingError(Exception):
+    """Another prefix is being computed."""
+
+
 class _StoppedError(Exception):
     """Told to stop while verifying or loading."""
 
@@ -75,6 +80,7 @@ class Service:
         self._notifier = notifier
         self._on_failure = on_failure
         self._stopping = threading.Event()
+        self._keeping = threading.Lock()
         self._told = 0.0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._register_gauges()
@@ -105,6 +111,16 @@ class Service:
             self.totals.refused()
             self.metrics.refused("queue_full" if full else "deadline_unreachable")
             raise
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """For whoever computes a prefix to keep: one at a time. Raises KeepingError."""
+        if not self._keeping.acquire(blocking=False):
+            raise KeepingError
+        try:
+            yield
+        finally:
+            self._keeping.release()
 
     @property
     def running(self) -> int:
@@ -276,3 +292,15 @@ class Service:
             lambda: (self._engine.rates.prefill if self._engine else None) or 0,
         )
         gauge("load_seconds", "Time to load the model", lambda: self.load_seconds)
+        gauge("disk_cache_bytes", "Saved prefixes", lambda: self._of_disk("bytes"))
+        gauge("disk_cache_limit_bytes", "Their cap, 0: off", lambda: self._of_disk("max_bytes"))
+        gauge("disk_cache_files", "Those of use here", lambda: self._of_disk("files"))
+        count = self.metrics.count
+        count(
+            "disk_cache_evictions", "Files that the cap removed", lambda: self._of_disk("evictions")
+        )
+        count("disk_cache_damaged", "Files found of no use", lambda: self._of_disk("damaged"))
+
+    def _of_disk(self, name: str) -> float:
+        disk = self._engine.disk if self._engine else None
+        return float(getattr(disk, name)) if disk else 0.0

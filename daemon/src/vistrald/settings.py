@@ -52,7 +52,7 @@ class EngineSection(Section):
     kv_type: Literal["f16", "q8_0"] = "f16"
     prefix_cache: bool = True
     disk_cache_bytes: int = Field(
-        default=0, ge=0, le=2**40, description="cap of prefixes saved in paths.state_dir; 0: none"
+        default=0, ge=0, le=2**40, description="cap of prefixes kept in paths.state_dir; 0: none"
     )
 
     @model_validator(mode="after")
@@ -97,11 +97,12 @@ class Settings(Section):
                 f"({self.engine.context_tokens}), which holds prompt and answer"
             )
         # Each waiting request holds a thread; health checks must still find one.
-        holders = self.engine.parallel_sequences + self.engine.queue_length
+        # So does the prefix that is being kept.
+        holders = self.engine.parallel_sequences + self.engine.queue_length + 1
         if self.server.request_threads <= holders:
             raise ValueError(
-                f"server.request_threads must exceed parallel_sequences + queue_length, {holders}: "
-                "a full queue leaves no thread for health checks"
+                "server.request_threads must exceed parallel_sequences + queue_length + 1, "
+                f"{holders}: a full queue leaves no thread for health checks"
             )
         return self
 

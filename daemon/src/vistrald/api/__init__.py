@@ -2,7 +2,7 @@
 
 from flask import Flask, jsonify
 
-from vistrald.api import errors, openai, operations, rag, request_log
+from vistrald.api import errors, openai, operations, prefixes, rag, request_log
 from vistrald.api.openapi import document
 from vistrald.service import Service
 
@@ -16,6 +16,7 @@ def create_app(service: Service) -> Flask:
     described = [
         *rag.operations(service),
         *openai.operations(service),
+        *prefixes.operations(service),
         *operations.operations(service),
     ]
     for operation in described:

@@ -10,7 +10,7 @@ from werkzeug.exceptions import HTTPException
 from vistrald.engine.engine import ContextOverflowError, QueueFullError, StoppedError
 from vistrald.engine.sequence import DeadlineUnreachableError, EngineFailedError
 from vistrald.engine.template import TemplateError
-from vistrald.service import NotReadyError, Service
+from vistrald.service import KeepingError, NotReadyError, Service
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +84,14 @@ def _from_engine(error: Exception, service: Service) -> ApiError | None:
                 "which is the limit",
                 "retry after the seconds in Retry-After, or raise engine.queue_length",
                 retry_after=max(1, round(service.totals.average_response_time)),
+            )
+        case KeepingError():
+            api_error = ApiError(
+                503,
+                "prefix_busy",
+                "another prefix is being computed, one at a time",
+                "retry after the seconds in Retry-After",
+                retry_after=5,
             )
         case ContextOverflowError():
             api_error = ApiError(

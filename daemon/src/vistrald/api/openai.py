@@ -12,7 +12,6 @@ from vistrald.api.errors import ApiError, as_api_error
 from vistrald.api.operation import Operation, as_json, event, read_body
 from vistrald.api.streaming import collect, ended, peer, respond
 from vistrald.engine.sequence import StreamError
-from vistrald.engine.template import Message
 from vistrald.service import Service
 
 
@@ -34,7 +33,7 @@ def operations(service: Service) -> list[Operation]:
                 f'send "model": "{name}"; GET /v1/models lists it',
             )
         body.max_tokens = body.max_completion_tokens or body.max_tokens
-        tokens = service.encoder.encode_messages([_message(message) for message in body.messages])
+        tokens = service.encoder.encode_messages([each.as_message() for each in body.messages])
         defaults = service.settings.generation
         answer = service.submit(tokens, body.sampling(defaults), body.deadline(defaults))
         completion_id, now = f"chatcmpl-{g.request_id}", int(time.time())
@@ -111,14 +110,6 @@ def operations(service: Service) -> list[Operation]:
             also="text/event-stream",
         ),
     ]
-
-
-def _message(message: schemas.ChatMessage) -> Message:
-    content = message.content
-    if not isinstance(content, str):
-        content = "\n".join(part.text for part in content)
-    # "developer" is OpenAI's later name for the same thing.
-    return Message("system" if message.role == "developer" else message.role, content)
 
 
 def _delta(delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """What requests and responses look like; the OpenAPI document is made from these."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from vistrald.engine.sampling import Sampling
 from vistrald.engine.sequence import Result
+from vistrald.engine.template import Message
 from vistrald.settings import GenerationSection
 
 
@@ -186,6 +187,13 @@ class ChatMessage(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[TextPart], Field(min_length=1)]
 
+    def as_message(self) -> Message:
+        content = self.content
+        if not isinstance(content, str):
+            content = "\n".join(part.text for part in content)
+        # "developer" is OpenAI's later name for the same thing.
+        return Message("system" if self.role == "developer" else self.role, content)
+
 
 class TextFormat(BaseModel):
     type: Literal["text"]
@@ -250,6 +258,39 @@ class ModelCard(BaseModel):
 class ModelList(BaseModel):
     object: Literal["list"] = "list"
     data: list[ModelCard]
+
+
+# --- Prefixes ----------------------------------------------------------------
+
+
+class PrefixRequest(Body):
+    """With neither context nor messages: what all prompts with documents begin with."""
+
+    context: Text | None = Field(default=None, description="as /api/v1/prompt gets it")
+    messages: list[ChatMessage] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1000,
+        description="as a conversation begins; a user's message at the end may go on",
+    )
+    dry_run: bool = Field(default=False, description="only say what it would take")
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if self.context is not None and self.messages is not None:
+            raise ValueError("context and messages exclude each other")
+        return self
+
+
+class PrefixResponse(BaseModel):
+    status: Literal["saved", "known", "absent"]
+    tokens: int
+    bytes: int = Field(description="on disk, without the file's header")
+    seconds: float | None = Field(
+        description="to compute it at the measured rate; 0 if it is known, null without a rate"
+    )
+    disk_bytes: int = Field(description="of all files")
+    disk_cache_bytes: int = Field(description="their cap")
 
 
 # --- Operations --------------------------------------------------------------

@@ -39,8 +39,11 @@ class DiskCache:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder = folder
         self._key = hashlib.sha256(key.encode()).hexdigest()
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._lengths: dict[str, int] = {}  # file name -> tokens
+        self.failure = ""  # why the last save failed, if it did
+        self.evictions = 0  # files that the cap removed
+        self.damaged = 0  # files that were of no use
         self._writer: threading.Thread | None = None
         for path in folder.iterdir():
             if path.suffix == PART:  # of a process that died while writing
@@ -50,6 +53,16 @@ class DiskCache:
                 if header and header.get("key") == self._key:
                     self._lengths[path.name] = int(header["tokens"])
         self._prune()
+
+    @property
+    def files(self) -> int:
+        """Those that this process can use."""
+        return len(self._lengths)
+
+    @property
+    def bytes(self) -> int:
+        """Of all files in the folder, another model's too."""
+        return sum(size for _, size, _ in self._all())
 
     def covers(self, tokens: Sequence[int]) -> int:
         """Tokens of the longest saved prefix of `tokens`; any thread may ask."""
@@ -67,12 +80,14 @@ class DiskCache:
     def save(self, tokens: Sequence[int], size: int, fill: Transfer) -> None:
         """Has `fill` put the state into the file's own pages; syncing goes on in the background.
 
-        Not saved is what exceeds the cap, what comes while another is being synced, and what the
-        disk has no room for: it is a cache.
+        Not saved is what exceeds the cap, and what the disk has no room for: then `failure` says
+        why. What was saved before must have been waited for.
         """
+        self.failure = ""
         ids = array("i", tokens).tobytes()
         total = HEADER_BYTES + len(ids) + size
-        if total > self._max_bytes or (self._writer and self._writer.is_alive()):
+        if total > self.max_bytes:
+            self.failure = f"it has {total} bytes, the cap of all files is {self.max_bytes}"
             return
         name = self._name(tokens)
         part = self._folder / f"{name}{PART}"
@@ -90,7 +105,7 @@ class DiskCache:
         del buffer  # pages cannot be closed before
         if not filled:
             pages.close()
-            part.unlink()
+            self._give_up(part, OSError("libllama could not give the state"))
             return
         self._writer = threading.Thread(
             target=self._publish, args=(part, name, pages, len(tokens)), name="prefix-writer"
@@ -151,25 +166,33 @@ class DiskCache:
 
     def _prune(self) -> None:
         """Removes the least recently used until the folder is within the cap, other keys' too."""
-        files = []
-        for path in self._folder.glob(f"*{SUFFIX}"):
-            with contextlib.suppress(FileNotFoundError):
-                status = path.stat()
-                files.append((status.st_mtime_ns, status.st_size, path))
-        excess = sum(size for _, size, _ in files) - self._max_bytes
+        files = self._all()
+        excess = sum(size for _, size, _ in files) - self.max_bytes
         for _, size, path in sorted(files):
             if excess <= 0:
                 return
             path.unlink(missing_ok=True)
             self._lengths.pop(path.name, None)
+            self.evictions += 1
             excess -= size
+
+    def _all(self) -> list[tuple[int, int, Path]]:
+        """Each file's time of last use, its size in bytes, its path."""
+        files = []
+        for path in self._folder.glob(f"*{SUFFIX}"):
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                files.append((status.st_mtime_ns, status.st_size, path))
+        return files
 
     def _remove(self, path: Path, error: Exception) -> None:
         log.warning("prefix cache: %s is of no use and was removed: %s", path, error)
         path.unlink(missing_ok=True)
         self._lengths.pop(path.name, None)
+        self.damaged += 1
 
     def _give_up(self, part: Path, error: OSError) -> None:
+        self.failure = str(error)
         log.warning("prefix cache: %s not saved: %s", part, error)
         with contextlib.suppress(OSError):
             part.unlink()

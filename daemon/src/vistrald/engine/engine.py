@@ -30,10 +30,10 @@ from vistrald.engine.sequence import (
     Stream,
 )
 from vistrald.engine.text import TextOutput
-from vistrald.engine.warm_up import measure
+from vistrald.engine.warm_up import measure, token_bytes
 from vistrald.settings import EngineSection
 
-SMALLEST_SAVED = 64  # tokens; fewer are computed sooner than a file is worth
+SMALLEST_SAVED = 64  # tokens; fewer are computed sooner than a file is read
 
 
 class QueueFullError(Exception):
@@ -63,11 +63,12 @@ class Engine:
         disk: DiskCache | None = None,
     ) -> None:
         """`on_finish` is called in the engine thread with each request's result."""
-        self._disk = disk
+        self.disk = disk
         self._vocabulary = model.vocabulary
         self._context = context
         self._on_finish = on_finish
         self.rates = Rates()
+        self.token_bytes = 0  # of a saved prefix, per token; known once warmed up
         self._drafter = self._make_drafter(model, settings)
         cache = PrefixCache(context, self._cached_ids(model, settings))
         self._scheduler = Scheduler(
@@ -112,12 +113,7 @@ class Engine:
         QueueFullError, StoppedError, and DeadlineUnreachableError if the prompt cannot be computed
         in time; the stream raises that too, when it turns out later.
         """
-        if not prompt:
-            raise ValueError("a prompt has at least one token")
-        limit = self._context.context_tokens - 1
-        if len(prompt) > limit:
-            raise ContextOverflowError(len(prompt), limit)
-        room = self._context.context_tokens - len(prompt)
+        room = self._room(prompt)
         sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
         with self._changed:
             if not self._accepting:
@@ -127,14 +123,43 @@ class Engine:
             self._refuse_unreachable(prompt, deadline_seconds)
             sequence = self._sequence(prompt, sampling)
             sequence.deadline_seconds = deadline_seconds
-            self._scheduler.add(sequence)
-            self._changed.notify()
+            self._add(sequence)
+            if self._scheduler.yielding:
+                self._context.abort()
         return sequence.stream
+
+    def keep(self, prefix: list[int]) -> Stream:
+        """Queues the computation of a prefix, which is then saved on disk; any thread may call it.
+
+        It has no deadline and is worked on while nobody else asks for anything. The stream carries
+        a token or two of text that means nothing. Raises ContextOverflowError, StoppedError.
+        """
+        self._room(prefix)
+        with self._changed:
+            if not self._accepting:
+                raise StoppedError
+            sequence = self._sequence(prefix, Sampling(max_tokens=1))
+            sequence.keep = True
+            self._add(sequence)
+        return sequence.stream
+
+    def _room(self, prompt: list[int]) -> int:
+        """Tokens that the context holds after the prompt. Raises ContextOverflowError."""
+        if not prompt:
+            raise ValueError("a prompt has at least one token")
+        limit = self._context.context_tokens - 1
+        if len(prompt) > limit:
+            raise ContextOverflowError(len(prompt), limit)
+        return self._context.context_tokens - len(prompt)
+
+    def _add(self, sequence: Sequence) -> None:
+        self._scheduler.add(sequence)
+        self._changed.notify()
 
     def _refuse_unreachable(self, prompt: list[int], deadline_seconds: float | None) -> None:
         cached = self._scheduler.cache.resident(prompt[:-1])
-        if self._disk:
-            cached = max(cached, self._disk.covers(prompt[:-1]))
+        if self.disk:
+            cached = max(cached, self.disk.covers(prompt[:-1]))
         error = self._unreachable(len(prompt), cached, deadline_seconds or math.inf)
         if not error.busy:
             raise error
@@ -185,13 +210,7 @@ class Engine:
         """Computes one batch; False if there was nothing to do."""
         # Before the cancelled are looked for: an abort from here on is for this batch.
         self._context.allow()
-        with self._changed:
-            self._drop_ended()
-            while admitted := self._scheduler.admit():
-                for sequence in admitted:
-                    self._restore(sequence)
-                    self._plan(sequence)
-            batch = self._scheduler.schedule()
+        batch = self._next_batch()
         if not batch.entries:
             return False
         now = time.monotonic()
@@ -209,40 +228,45 @@ class Engine:
                 pass  # nothing of the batch remains; the next step is without the cancelled
         return True
 
+    def _next_batch(self) -> Batch:
+        with self._changed:
+            self._drop_ended()
+        while True:
+            with self._changed:
+                admitted = self._scheduler.admit()
+                if not admitted:
+                    return self._scheduler.schedule()
+            for sequence in admitted:
+                self._restore(sequence)
+                with self._changed:
+                    self._plan(sequence)
+
     def _restore(self, sequence: Sequence) -> None:
-        """Takes the prompt's beginning from disk, where that covers more than what is resident."""
-        if not self._disk:
-            return
-        disk = self._disk
-        saved = sequence.tokens[: disk.covers(sequence.tokens[: sequence.prompt_tokens - 1])]
-        # Another that was admitted a moment ago may have restored the same.
-        self._scheduler.take_resident(sequence)
-        if len(saved) - sequence.computed >= SMALLEST_SAVED:
-            slot = sequence.slot
-            self._scheduler.restore(
-                sequence,
-                len(saved),
-                lambda: disk.load(saved, lambda buffer: self._context.load_state(slot, buffer)),
-            )
+        """Takes the prompt's beginning from disk, where that covers more than what is resident.
 
-    def _save_shared(self, slot: int, tokens: list[int]) -> None:
-        """Saves the longest beginning of the tokens that has proved to be shared.
-
-        The slot is one just vacated: libllama saves no ids beyond n_seq_max, as the cache's are.
+        The file is read without the lock: submit() must not wait for a disk.
         """
-        cache = self._scheduler.cache
-        for length in reversed(cache.borders(tokens)):
-            beginning = tokens[:length]
-            if length < SMALLEST_SAVED or not self._disk:
+        if not self.disk:
+            return
+        saved = sequence.tokens[: self.disk.covers(sequence.tokens[: sequence.prompt_tokens - 1])]
+        with self._changed:
+            # Another that was admitted a moment ago may have restored the same.
+            self._scheduler.take_resident(sequence)
+            if len(saved) - sequence.computed < SMALLEST_SAVED:
                 return
-            if self._disk.covers(beginning) < length:
-                if cache.share(slot, beginning) == length:
-                    size = self._context.state_size(slot)
-                    self._disk.save(
-                        beginning, size, lambda buffer: self._context.save_state(slot, buffer)
-                    )
-                cache.release(slot)
+            if not self._scheduler.make_room(sequence, len(saved)):
                 return
+        slot = sequence.slot
+        loaded = self.disk.load(saved, lambda buffer: self._context.load_state(slot, buffer))
+        with self._changed:
+            self._scheduler.restored(sequence, len(saved) if loaded else 0)
+
+    def _save(self, sequence: Sequence) -> None:
+        """Its prompt, which is all that its slot sees; without the lock, as _restore()."""
+        if self.disk:
+            slot, size = sequence.slot, self._context.state_size(sequence.slot)
+            prompt = sequence.tokens[: sequence.prompt_tokens]
+            self.disk.save(prompt, size, lambda buffer: self._context.save_state(slot, buffer))
 
     def _plan(self, sequence: Sequence) -> None:
         """Before it starts: refuses what cannot be begun in time, shortens what cannot be ended."""
@@ -338,10 +362,13 @@ class Engine:
     def _finish(
         self, sequence: Sequence, reason: FinishReason, *, by_deadline: bool = False
     ) -> None:
+        if sequence.keep and reason != "cancelled":
+            self._save(sequence)
         self._release(sequence)
         sequence.say(sequence.output.finish())
         result = sequence.result(reason, by_deadline=by_deadline)
-        self._on_finish(result)
+        if not sequence.keep:
+            self._on_finish(result)
         sequence.stream.put(result)
 
     def _refuse(self, sequence: Sequence) -> None:
@@ -356,8 +383,6 @@ class Engine:
     def _release(self, sequence: Sequence) -> None:
         with self._changed:
             self._scheduler.remove(sequence)
-            if self._disk and sequence.slot >= 0:  # else another thread may be here
-                self._save_shared(sequence.slot, sequence.tokens[: sequence.computed])
         sequence.sampler.close()
 
     def _drop_ended(self) -> None:
@@ -382,11 +407,15 @@ class Engine:
     def warm_up(self) -> None:
         """Measures the machine's speed before the first request, which finds all allocated."""
         measure(self._context, self.rates)
+        self.token_bytes = token_bytes(self._context)
 
     def refuse(self) -> None:
-        """Takes no more requests; those it has go on."""
+        """Takes no more requests; those that somebody waits for go on."""
         with self._changed:
             self._accepting = False
+            for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
+                if sequence.keep:
+                    sequence.stream.cancel()
 
     def cancel_all(self) -> None:
         with self._changed:

@@ -68,17 +68,6 @@ class PrefixCache:
             node = child
         return length
 
-    def borders(self, tokens: Sequence[int]) -> list[int]:
-        """Lengths of the beginnings of `tokens` after which resident sequences part."""
-        node, found = self._root, []
-        while node.end < len(tokens) and (child := node.children.get(tokens[node.end])):
-            if child.tokens != list(tokens[node.end : child.end]):
-                break
-            node = child
-            if len(node.children) > 1:
-                found.append(node.end)
-        return found
-
     def share(self, sequence: int, tokens: Sequence[int]) -> int:
         """Lets the sequence see what is resident of `tokens`; returns how many tokens that is.
 

@@ -7,7 +7,6 @@ finds a cell for a sequence that was admitted.
 """
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -85,7 +84,7 @@ class Scheduler:
 
     @property
     def full(self) -> bool:
-        return len(self.waiting) + len(self.running) >= self.capacity
+        return sum(not each.keep for each in [*self.waiting, *self.running]) >= self.capacity
 
     @property
     def used_cells(self) -> int:
@@ -98,8 +97,17 @@ class Scheduler:
         needed = sum(self._own_cells(other) + other.remaining for other in self.running)
         return self._context_tokens - self.cache.held_cells - needed
 
+    @property
+    def yielding(self) -> bool:
+        """Whether what runs would make way for a request that somebody waits for."""
+        return any(each.keep for each in self.running)
+
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        """Queues it; what nobody waits for comes after all others."""
+        at = len(self.waiting)
+        while not sequence.keep and at and self.waiting[at - 1].keep:
+            at -= 1
+        self.waiting.insert(at, sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Lets go of a sequence; what a running one computed stays resident as cache."""
@@ -157,10 +165,15 @@ class Scheduler:
         """In order of arrival, so that a long prompt is not overtaken for ever by short ones.
 
         Cells for prompt and answer are reserved: a sequence once admitted never runs out of cache.
+        What nobody waits for runs alone, and goes back to the queue when somebody comes.
         """
         admitted: list[Sequence] = []
+        if self.waiting and not self.waiting[0].keep:
+            self._send_back()
         while self.waiting and self._free_slots:
             sequence = self.waiting[0]
+            if sequence.keep and self.running:
+                break
             # Sharing comes first: cells that others hold already are not reserved a second time.
             slot = self._free_slots.pop()
             shared = self._share(sequence, slot)
@@ -173,25 +186,28 @@ class Scheduler:
             admitted.append(sequence)
         return admitted
 
-    def restore(self, sequence: Sequence, length: int, load: Callable[[], bool]) -> None:
-        """Has `load` put the first `length` tokens' cells into an admitted sequence.
+    def make_room(self, sequence: Sequence, length: int) -> bool:
+        """Lets an admitted sequence's cells go if there is room for `length` others, to be loaded.
 
-        Where there is no room for them beside what is resident, nothing happens.
+        False, and nothing has happened, if there is none beside what is resident.
         """
         self.cache.evict(self.used_cells + length - self._context_tokens)
         if self.used_cells + length > self._context_tokens:
-            return
-        resident = sequence.computed
+            return False
         self.cache.release(sequence.slot)
+        sequence.cached -= sequence.computed
         sequence.computed = 0
-        if load():
-            sequence.computed = length
-            sequence.restored = length - resident
-            sequence.cached += sequence.restored
-            self.cache.insert(sequence.slot, sequence.tokens[:length])
-        else:
-            sequence.cached -= resident
+        return True
+
+    def restored(self, sequence: Sequence, length: int) -> None:
+        """Notes that the sequence's first `length` cells were loaded, 0: none."""
+        if not length:
             self.take_resident(sequence)
+            return
+        sequence.restored = length - self.cache.resident(sequence.tokens[:length])
+        sequence.computed = length
+        sequence.cached += length
+        self.cache.insert(sequence.slot, sequence.tokens[:length])
 
     def take_resident(self, sequence: Sequence) -> None:
         """Lets a running sequence see what has become resident of its prompt."""
@@ -226,6 +242,15 @@ class Scheduler:
             else:
                 wanted[sequence] = sequence.pending
         return wanted
+
+    def _send_back(self) -> None:
+        """To the queue's end; what was computed stays resident as long as nobody needs cells."""
+        for sequence in [each for each in self.running if each.keep]:
+            self.cache.insert(sequence.slot, sequence.tokens[: sequence.computed])
+            self.running.remove(sequence)
+            self._vacate(sequence.slot)
+            sequence.slot, sequence.computed, sequence.cached = -1, 0, 0
+            self.waiting.append(sequence)
 
     def _share(self, sequence: Sequence, slot: int) -> int:
         """Tokens of the prompt that the slot now sees; the last is left: its logits are needed."""

@@ -140,6 +140,7 @@ class Sequence:
     output: TextOutput
     prompt_tokens: int
     deadline_seconds: float | None = None  # from submission on
+    keep: bool = False  # nobody waits: it yields to all others, and its prompt goes to disk
     allowed: int = field(init=False)  # tokens of answer; as many as asked for, or as fit in time
     text: str = ""  # what the stream got
     computed: int = 0

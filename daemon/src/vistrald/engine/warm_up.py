@@ -31,6 +31,19 @@ def measure(context: Context, rates: Rates) -> None:
         tokens, per_token = 2 * tokens, seconds / tokens
 
 
+def token_bytes(context: Context) -> int:
+    """What each token adds to a sequence's saved state: its keys, values and position.
+
+    Leaves the KV cache empty. Raises LlamaError.
+    """
+    sizes = []
+    for tokens in (1, 2):
+        context.decode([Entry(0, at, SLOT, at == tokens - 1) for at in range(tokens)])
+        sizes.append(context.state_size(SLOT))
+        context.forget(SLOT)
+    return sizes[1] - sizes[0]
+
+
 def _repeated(context: Context, tokens: int) -> float:
     times: list[float] = []
     while len(times) < MOST_REPEATS and sum(times) < ENOUGH_SECONDS:
