@@ -1,6 +1,6 @@
 # Every command sets up what it needs by itself (tools/setup).
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-shell demo-down test test-fast lint release lock clean
+.PHONY: help setup demo demo-shell demo-down test test-fast lint bench release lock clean
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
@@ -34,6 +34,9 @@ lint: setup  ## ruff, mypy, yamllint, ansible-lint
 	mypy daemon/src lab tools bench
 	yamllint --strict .
 	ansible-lint -q
+
+bench: setup  ## compare with llama.cpp's servers and rewrite docs/benchmarks.*; QUICK=1: only try
+	@python -m bench $(if $(QUICK),--quick,--docs docs)
 
 release: setup  ## build the release that site.yml would deploy
 	@python -m tools.wheelhouse

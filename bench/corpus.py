@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TEXTS = Path(__file__).parent / "texts"
+SECOND_PART = "\n2."
 Messages = list[dict[str, str]]
 
 
@@ -15,7 +16,7 @@ class Corpus:
     system: str
     sections: list[str]
     questions: list[str]
-    quote: str  # the question that asks for the document itself
+    quote: str  # what asks for the document itself
 
     def messages(self, section: int, question: str, mark: str = "") -> Messages:
         """A conversation; a mark at its very beginning makes it begin like no other one."""
@@ -24,6 +25,24 @@ class Corpus:
             {"role": "system", "content": f"{mark}{self.system}"},
             {"role": "user", "content": f"{document}\n\n{question}"},
         ]
+
+    def quoting(self, section: int) -> Messages:
+        """A conversation in which the first part of a section was quoted, and another's is to be.
+
+        The example is what makes small models quote as large ones do when asked.
+        """
+        example, wanted = (self._first_part(each) for each in (section + 1, section))
+        return [
+            {"role": "system", "content": self.system},
+            {"role": "user", "content": f"{self.quote}\n\n{example}"},
+            {"role": "assistant", "content": example},
+            {"role": "user", "content": f"{self.quote}\n\n{wanted}"},
+        ]
+
+    def _first_part(self, section: int) -> str:
+        text = self.sections[section % len(self.sections)]
+        title, _, parts = text.partition("\n")
+        return f"{title}\n{parts.partition(SECOND_PART)[0]}"
 
     def question(self, number: int) -> str:
         return self.questions[number % len(self.questions)]

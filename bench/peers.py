@@ -93,10 +93,15 @@ def _compile(source: Path, build: Path, log: Path) -> None:
                 )
 
 
+def llama_cpp_server_path() -> Path:
+    """Where its venv lies, or would."""
+    key = hashlib.sha256(llama_key().encode() + REQUIREMENTS.read_bytes()).hexdigest()[:12]
+    return cache_dir() / f"llama-cpp-server-{key}"
+
+
 def llama_cpp_server() -> Path:
     """The interpreter of a venv with llama_cpp.server on the daemon's own build of llama.cpp."""
-    key = hashlib.sha256(llama_key().encode() + REQUIREMENTS.read_bytes()).hexdigest()[:12]
-    venv = cache_dir() / f"llama-cpp-server-{key}"
+    venv = llama_cpp_server_path()
     stamp = venv / "complete"
     with locked(venv.with_name(venv.name + ".lock")):
         if not stamp.exists():

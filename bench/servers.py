@@ -54,6 +54,7 @@ class Server:
     command: Callable[[Path, int], list[str]]  # home, port
     health: str  # answers 200 once questions are answered
     note: str = ""
+    keeps: bool = False  # whether documents can be kept on disk for the next process
     environment: dict[str, str] = field(default_factory=dict)
 
     def shown(self) -> str:
@@ -149,13 +150,8 @@ def vistrald(setup: Setup, *, name: str = "vistrald", drafts: bool = True) -> Se
             )
         return [sys.executable, "-m", "vistrald", "serve", "--config", str(config)]
 
-    return Server(
-        name,
-        "this tree",
-        command,
-        "/health/ready",
-        "disk_cache_bytes = 4e9, deadline 600 s" + ("" if drafts else ", draft_tokens = 0"),
-    )
+    note = "disk_cache_bytes = 4e9, deadline 600 s" + ("" if drafts else ", draft_tokens = 0")
+    return Server(name, "this tree", command, "/health/ready", note, keeps=True)
 
 
 def llama_server(setup: Setup, *, name: str = "llama-server", drafts: bool = False) -> Server:

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import requests
+
 from bench.corpus import Corpus, Messages
-from bench.load import Answer, ask, users
+from bench.load import TIMEOUT_SECONDS, AskError, ask, users
 from bench.ratios import percentile
 from bench.servers import Running, Server, running
 
@@ -43,11 +45,11 @@ def visit(
     with running(server, home) as started:
         yield "ready", started.ready_seconds
         yield from _first_tokens(started, corpus, effort)
-        answer = ask(started.url, corpus.messages(0, corpus.question(0)), effort.alone_tokens)
-        yield "decode", answer.decode_rate
-        yield "quote", _quoting(started, corpus, effort).decode_rate
+        yield from _alone(started, corpus, effort)
         for count in USERS:
             yield from _users(started, corpus, effort, count)
+        if server.keeps:
+            _keep(started, corpus, effort)
     peak = started.peak
     with running(server, home) as started:
         for document in range(effort.documents):
@@ -60,9 +62,7 @@ def visit_quoting(
 ) -> Iterator[tuple[str, float]]:
     """Only what an answer alone gains or loses."""
     with running(server, home) as started:
-        answer = ask(started.url, corpus.messages(0, corpus.question(0)), effort.alone_tokens)
-        yield "decode", answer.decode_rate
-        yield "quote", _quoting(started, corpus, effort).decode_rate
+        yield from _alone(started, corpus, effort)
 
 
 def _first_tokens(started: Running, corpus: Corpus, effort: Effort) -> Iterator[tuple[str, float]]:
@@ -71,29 +71,50 @@ def _first_tokens(started: Running, corpus: Corpus, effort: Effort) -> Iterator[
         yield "warm", _first_token(started, _marked(corpus, document, 1))
 
 
-def _marked(corpus: Corpus, document: int, question: int) -> Messages:
+def _marked(corpus: Corpus, document: int, question: int | None) -> Messages:
     """Each document under a system text of its own, so that none has a beginning that is known."""
-    return corpus.messages(document, corpus.question(question), mark=f"Case {document + 1}. ")
+    text = "" if question is None else corpus.question(question)
+    return corpus.messages(document, text, mark=f"Case {document + 1}. ")
+
+
+def _keep(started: Running, corpus: Corpus, effort: Effort) -> None:
+    """Has the documents kept on disk, as an operator has those of a corpus."""
+    for document in range(effort.documents):
+        response = requests.post(
+            f"{started.url}/api/v1/prefixes",
+            json={"messages": _marked(corpus, document, None)},
+            timeout=TIMEOUT_SECONDS,
+        )
+        if not response.ok:
+            raise AskError(f"{response.url} answered {response.status_code}: {response.text[:300]}")
 
 
 def _first_token(started: Running, messages: Messages) -> float:
     return ask(started.url, messages, TTFT_TOKENS).ttft
 
 
-def _quoting(started: Running, corpus: Corpus, effort: Effort) -> Answer:
-    return ask(started.url, corpus.messages(1, corpus.quote), effort.alone_tokens)
+def _alone(started: Running, corpus: Corpus, effort: Effort) -> Iterator[tuple[str, float]]:
+    for section in range(effort.documents):
+        asked = corpus.messages(section, corpus.question(section))
+        yield "decode", ask(started.url, asked, effort.alone_tokens).decode_rate
+        yield "quote", ask(started.url, corpus.quoting(section), effort.alone_tokens).decode_rate
 
 
 def _users(
     started: Running, corpus: Corpus, effort: Effort, count: int
 ) -> Iterator[tuple[str, float]]:
-    """Each user goes through the same few sections, every one from another on."""
+    """Each user goes through the same few sections, every one from another on.
+
+    A system text of its own makes the load begin cold, whatever was asked before.
+    """
     load = users(
         started.url,
         [
             [
                 corpus.messages(
-                    2 + (user + each) % SHARED_SECTIONS, corpus.question(user + 3 * each)
+                    (user + each) % SHARED_SECTIONS,
+                    corpus.question(user + 3 * each),
+                    mark=f"Office of {count}. ",
                 )
                 for each in range(effort.questions)
             ]

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from vistrald.cgroup import memory_limit, usable_cores
+from vistrald.cgroup import memory_limit, memory_used, usable_cores
 
 
 @pytest.fixture
@@ -67,3 +67,19 @@ def test_affinity_limits_without_a_quota(
     own, root = groups
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 3})
     assert usable_cores(own, root) == 2
+
+
+def test_used_memory_is_that_of_the_limited_group_without_inactive_file_pages(
+    groups: tuple[Path, Path],
+) -> None:
+    own, root = groups
+    own.write_text("0::/a/b\n")
+    fill(root / "a/b", memory__max="max", memory__current="1")
+    assert memory_used(own, root) is None
+    fill(root / "a", memory__max="900", memory__current="700")
+    fill(root / "a", memory__stat="anon 500\ninactive_file 150\nactive_file 50")
+    assert memory_used(own, root) == 550
+    own.write_text("4:memory:/g\n")
+    fill(root / "memory/g", memory__limit_in_bytes="900", memory__usage_in_bytes="800")
+    fill(root / "memory/g", memory__stat="inactive_file 1\ntotal_inactive_file 300")
+    assert memory_used(own, root) == 500

@@ -15,7 +15,13 @@ from llama_cpp import llama_cpp as C  # noqa: N812
 from tests.daemon.conftest import ENGINE
 from tests.daemon.helpers import running, wait_until
 from vistrald.engine import llama
-from vistrald.engine.engine import ContextOverflowError, Engine, QueueFullError, StoppedError
+from vistrald.engine.engine import (
+    ContextOverflowError,
+    Engine,
+    QueueFullError,
+    StoppedError,
+    UnknownTokenError,
+)
 from vistrald.engine.prefix_cache import PrefixCache, common_prefix
 from vistrald.engine.prompt import PromptEncoder
 from vistrald.engine.sampling import Sampling
@@ -146,6 +152,31 @@ def test_repeat_penalty_changes_the_answer(engine: Engine, encoder: PromptEncode
     tokens = prompt(encoder, QUESTIONS[0])
     plain = answer(engine.submit(tokens, Sampling(48)))
     assert answer(engine.submit(tokens, Sampling(48, repeat_penalty=1.5))) != plain
+
+
+@pytest.mark.parametrize("penalty", ["presence_penalty", "frequency_penalty"])
+def test_penalties_change_the_answer(engine: Engine, encoder: PromptEncoder, penalty: str) -> None:
+    tokens = prompt(encoder, "Count: one, two, one, two, one, two.")
+    plain = answer(engine.submit(tokens, Sampling(30)))
+    penalised = answer(engine.submit(tokens, Sampling(30, **{penalty: 2.0})))  # type: ignore[arg-type]
+    assert plain != penalised
+    rewarded = answer(engine.submit(tokens, Sampling(30, **{penalty: -2.0})))  # type: ignore[arg-type]
+    assert len(set(rewarded.split())) < len(set(penalised.split()))
+
+
+def test_logit_bias_forces_and_forbids_a_token(
+    engine: Engine, encoder: PromptEncoder, vocabulary: llama.Vocabulary
+) -> None:
+    tokens = prompt(encoder, "What is theft?")
+    (wanted,) = vocabulary.tokenize(" court", special=False)
+    assert answer(engine.submit(tokens, Sampling(3, logit_bias=((wanted, 100.0),)))) == " court" * 3
+    first = answer(engine.submit(tokens, Sampling(1)))
+    (usual,) = vocabulary.tokenize(first, special=False)
+    other = answer(engine.submit(tokens, Sampling(1, logit_bias=((usual, -100.0),))))
+    assert other != first
+    for token in (vocabulary.size, vocabulary.eos):
+        with pytest.raises(UnknownTokenError, match=str(token)):
+            engine.submit(tokens, Sampling(1, logit_bias=((token, 1.0),)))
 
 
 def test_a_stop_string_over_token_borders(engine: Engine, encoder: PromptEncoder) -> None:

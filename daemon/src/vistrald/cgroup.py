@@ -11,6 +11,7 @@ from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")
+CURRENT = ("memory.current", "memory.usage_in_bytes")
 UNLIMITED_V1 = 2**60  # v1 has no word for "max": it reports the largest multiple of a page
 
 
@@ -22,7 +23,22 @@ def usable_cores(own_groups: Path = OWN_GROUPS, root: Path = ROOT) -> int:
 
 def memory_limit(own_groups: Path = OWN_GROUPS, root: Path = ROOT) -> int | None:
     """The tightest memory limit in bytes up to the root; None where nothing limits."""
-    return min(_memory_limits(own_groups, root), default=None)
+    return min((limit for limit, _ in _limited_groups(own_groups, root)), default=None)
+
+
+def memory_used(own_groups: Path = OWN_GROUPS, root: Path = ROOT) -> int | None:
+    """Bytes of the group with the tightest limit, less the file pages that it can give back.
+
+    None where nothing limits.
+    """
+    limited = list(_limited_groups(own_groups, root))
+    if not limited:
+        return None
+    _, group = min(limited)
+    current = next(file for name in CURRENT if (file := group / name).exists())
+    statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    inactive = statistics.get("total_inactive_file") or statistics.get("inactive_file", "0")
+    return int(current.read_text()) - int(inactive)
 
 
 def _cpu_quotas(own_groups: Path, root: Path) -> Iterator[float]:
@@ -37,13 +53,13 @@ def _cpu_quotas(own_groups: Path, root: Path) -> Iterator[float]:
                 yield microseconds / int((directory / "cpu.cfs_period_us").read_text())
 
 
-def _memory_limits(own_groups: Path, root: Path) -> Iterator[int]:
+def _limited_groups(own_groups: Path, root: Path) -> Iterator[tuple[int, Path]]:
     for directory in _ancestry(own_groups, root, "memory"):
         for name in ("memory.max", "memory.high", "memory.limit_in_bytes"):
             if (file := directory / name).exists():
                 text = file.read_text().strip()
                 if text != "max" and int(text) < UNLIMITED_V1:
-                    yield int(text)
+                    yield int(text), directory
 
 
 def _ancestry(own_groups: Path, root: Path, controller: str) -> Iterator[Path]:

@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, Metric
 
 from vistrald.engine.sequence import Result
 
+GAP_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2, 5)
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 20, 30, 45, 60, 120, 300)
 
 
@@ -39,8 +40,8 @@ class Metrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"vistrald_{name}", text, labels, registry=self.registry)
 
-        def histogram(name: str, text: str) -> Histogram:
-            return Histogram(f"vistrald_{name}", text, buckets=SECONDS, registry=self.registry)
+        def histogram(name: str, text: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
+            return Histogram(f"vistrald_{name}", text, buckets=buckets, registry=self.registry)
 
         self._prompt_tokens = counter("prompt_tokens", "Prompt tokens computed")
         self._prompt_seconds = counter("prompt_seconds", "Time spent on prefill, per request")
@@ -55,6 +56,9 @@ class Metrics:
         self._deadline_endings = counter("deadline_endings", "Answers that the deadline ended")
         self._requests = counter("requests", "Generation requests ended", "finish_reason")
         self._ttft = histogram("time_to_first_token_seconds", "From submission to first token")
+        self._gaps = histogram("inter_token_seconds", "From one token to the next", GAP_SECONDS)
+        self._drafted = counter("draft_tokens", "Tokens guessed")
+        self._accepted = counter("draft_tokens_accepted", "Guessed tokens that came true")
         self._queue = histogram("queue_seconds", "From submission to the first batch")
         self._duration = histogram("request_seconds", "From submission to the last token")
         self._responses = counter("http_responses", "HTTP responses", "route", "status")
@@ -87,6 +91,10 @@ class Metrics:
         self._prompt_seconds.inc(timings.prompt_ms / 1000)
         self._tokens_predicted.inc(timings.predicted_n)
         self._predicted_seconds.inc(timings.predicted_ms / 1000)
+        self._drafted.inc(timings.draft_n)
+        self._accepted.inc(timings.draft_n_accepted)
+        for gap in result.gaps:
+            self._gaps.observe(gap)
         if timings.predicted_n:
             self._queue.observe(timings.queue_ms / 1000)
             self._ttft.observe(timings.ttft_ms / 1000)

@@ -5,6 +5,7 @@ signal to stop adds draining. If that thread dies the process is of no use and m
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import Literal
 
 from vistrald import log as logs
 from vistrald import model_file
-from vistrald.cgroup import memory_limit, usable_cores
+from vistrald.cgroup import memory_limit, memory_used, usable_cores
 from vistrald.engine import llama
 from vistrald.engine.disk_cache import DiskCache
 from vistrald.engine.engine import Engine, QueueFullError
@@ -42,6 +43,14 @@ class NotReadyError(Exception):
     def __init__(self, phase: Phase) -> None:
         super().__init__(f"the service is {phase}")
         self.phase = phase
+
+
+class NotOfferedError(Exception):
+    """The request asks for what the configuration forbids."""
+
+    def __init__(self, name: str, key: str) -> None:
+        super().__init__(f"{name} is not offered here")
+        self.key = key
 
 
 class KeepingError(Exception):
@@ -103,7 +112,12 @@ class Service:
     def submit(
         self, tokens: list[int], sampling: Sampling, deadline_seconds: float | None
     ) -> Stream:
-        """Engine.submit, counted also where it refuses. Raises also NotReadyError."""
+        """Engine.submit, counted also where it refuses.
+
+        Raises also NotReadyError, and NotOfferedError for what the configuration forbids.
+        """
+        if sampling.logit_bias and not self.settings.generation.logit_bias:
+            raise NotOfferedError("logit_bias", "generation.logit_bias")
         try:
             return self.engine.submit(tokens, sampling, deadline_seconds)
         except (QueueFullError, DeadlineUnreachableError) as error:
@@ -282,15 +296,27 @@ class Service:
         gauge("requests_deferred", "Requests waiting in the queue", lambda: self.waiting)
         gauge("memory_limit_bytes", "The control group's, 0: none", lambda: memory_limit() or 0)
         gauge(
+            "memory_used_bytes",
+            "The control group's that has the limit, less file pages not used lately",
+            lambda: memory_used() or 0,
+        )
+        gauge(
             "kv_cache_usage_ratio",
             "KV cells in use, the prefix cache's included",
-            lambda: self._engine.used_cells / settings.engine.context_tokens if self._engine else 0,
+            lambda: self._of_engine("used_cells") / settings.engine.context_tokens,
         )
+        gauge("kv_cache_tokens", "The same, in tokens", lambda: self._of_engine("used_cells"))
         gauge(
             "prompt_tokens_seconds",
             "Prefill rate, tokens/s, a moving estimate; 0: not measured yet",
             lambda: (self._engine.rates.prefill if self._engine else None) or 0,
         )
+        gauge(
+            "predicted_tokens_seconds",
+            "Decode rate of one answer alone without guesses, tokens/s, a moving estimate",
+            lambda: 1 / ((self._engine.rates.step(1) if self._engine else None) or math.inf),
+        )
+        self.metrics.count("n_decode", "Batches computed", lambda: self._of_engine("decodes"))
         gauge("load_seconds", "Time to load the model", lambda: self.load_seconds)
         gauge("disk_cache_bytes", "Saved prefixes", lambda: self._of_disk("bytes"))
         gauge("disk_cache_limit_bytes", "Their cap, 0: off", lambda: self._of_disk("max_bytes"))
@@ -300,6 +326,9 @@ class Service:
             "disk_cache_evictions", "Files that the cap removed", lambda: self._of_disk("evictions")
         )
         count("disk_cache_damaged", "Files found of no use", lambda: self._of_disk("damaged"))
+
+    def _of_engine(self, name: str) -> float:
+        return float(getattr(self._engine, name)) if self._engine else 0.0
 
     def _of_disk(self, name: str) -> float:
         disk = self._engine.disk if self._engine else None

@@ -70,6 +70,9 @@ class GenerationSection(Section):
     top_k: int = Field(default=40, ge=0, le=1000, description="0: off")
     min_p: float = Field(default=0.0, ge=0, le=1)
     repeat_penalty: float = Field(default=1.0, gt=0, le=2, description="1: off")
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2, description="0: off")
+    frequency_penalty: float = Field(default=0.0, ge=-2, le=2, description="0: off")
+    logit_bias: bool = Field(default=False, description="whether requests may send one")
     deadline_seconds: float = Field(default=30, ge=0.1, le=600, description="default of requests")
 
 

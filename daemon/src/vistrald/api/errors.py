@@ -7,10 +7,15 @@ from typing import Any
 from flask import Flask, Response, g, jsonify
 from werkzeug.exceptions import HTTPException
 
-from vistrald.engine.engine import ContextOverflowError, QueueFullError, StoppedError
+from vistrald.engine.engine import (
+    ContextOverflowError,
+    QueueFullError,
+    StoppedError,
+    UnknownTokenError,
+)
 from vistrald.engine.sequence import DeadlineUnreachableError, EngineFailedError
 from vistrald.engine.template import TemplateError
-from vistrald.service import KeepingError, NotReadyError, Service
+from vistrald.service import KeepingError, NotOfferedError, NotReadyError, Service
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +90,10 @@ def _from_engine(error: Exception, service: Service) -> ApiError | None:
                 "retry after the seconds in Retry-After, or raise engine.queue_length",
                 retry_after=max(1, round(service.totals.average_response_time)),
             )
+        case NotOfferedError():
+            api_error = ApiError(
+                400, "not_offered", str(error), f"leave it out, or set {error.key} = true"
+            )
         case KeepingError():
             api_error = ApiError(
                 503,
@@ -99,6 +108,10 @@ def _from_engine(error: Exception, service: Service) -> ApiError | None:
                 "context_overflow",
                 f"the prompt has {error.tokens} tokens, the limit is {error.limit}",
                 "shorten the context or the history, or raise engine.context_tokens",
+            )
+        case UnknownTokenError():
+            api_error = ApiError(
+                400, "unknown_token", str(error), "send token ids of the model's own vocabulary"
             )
         case TemplateError():
             api_error = ApiError(

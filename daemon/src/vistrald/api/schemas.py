@@ -18,6 +18,8 @@ def _not_blank(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_not_blank), Field(min_length=1)]
 StopString = Annotated[str, Field(min_length=1, max_length=200)]
+TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+LogitBias = dict[TokenId, Annotated[float, Field(ge=-100, le=100)]]
 StopStrings = Annotated[list[StopString], Field(max_length=16)]
 
 
@@ -38,6 +40,11 @@ class SamplingFields(Body):
     top_k: int | None = Field(default=None, ge=0, le=1000, description="0 is off")
     min_p: float | None = Field(default=None, ge=0, le=1)
     repeat_penalty: float | None = Field(default=None, gt=0, le=2, description="1 is off")
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2, description="0 is off")
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2, description="0 is off")
+    logit_bias: LogitBias | None = Field(
+        default=None, max_length=300, description="by token id; where the configuration allows it"
+    )
     seed: int | None = Field(default=None, ge=0, le=2**32 - 1)
     stop: StopString | StopStrings | None = None
     deadline_seconds: float | None = Field(
@@ -64,6 +71,9 @@ class SamplingFields(Body):
             top_k=given("top_k"),
             min_p=given("min_p"),
             repeat_penalty=given("repeat_penalty"),
+            presence_penalty=given("presence_penalty"),
+            frequency_penalty=given("frequency_penalty"),
+            logit_bias=tuple((int(at), bias) for at, bias in (self.logit_bias or {}).items()),
             seed=self.seed,
             stop=tuple(stop),
         )
@@ -118,7 +128,9 @@ class TimingsModel(BaseModel):
     prompt_ms: float
     predicted_ms: float
     ttft_ms: float
+    prompt_per_token_ms: float
     prompt_per_second: float
+    predicted_per_token_ms: float
     predicted_per_second: float
     cache_n: int = Field(description="prompt tokens taken from the prefix cache")
     prompt_n: int = Field(description="prompt tokens computed")
@@ -220,10 +232,7 @@ class ChatRequest(SamplingFields):
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     functions: Annotated[list[Any], Field(max_length=0)] | None = None
     logprobs: Literal[False] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     response_format: TextFormat | None = None
-    presence_penalty: float | None = Field(default=None, ge=0, le=0)
-    frequency_penalty: float | None = Field(default=None, ge=0, le=0)
 
 
 class AnswerMessage(BaseModel):

@@ -16,6 +16,7 @@ NGRAM = 3  # tokens that must agree: some one and a half Russian words
 LONGEST_MATCH = 32  # tokens; beyond it a match says no more
 CANDIDATES = 16  # earlier places that are compared, the latest first
 DECAY = 0.98  # weight of earlier verdicts when a new one comes: about fifty count
+PRIOR_TRIES = 4.0  # that many verdicts weigh as much as what is thought beforehand
 WORTH = 1.05  # tokens a second that guesses must promise, relative to none: less is noise
 PROBE_STEPS = 128  # steps without a guess after which one is verified all the same
 
@@ -61,8 +62,12 @@ class Odds:
 
     def __init__(self) -> None:
         buckets = LONGEST_MATCH.bit_length() + 1
-        # Before anything is known, as often as not.
-        self._hits, self._tries = [1.0] * buckets, [2.0] * buckets
+        # Before anything is known, Laplace's rule of succession: what came true n times in a row
+        # does so again with (n + 1) / (n + 2). Otherwise nothing would ever be tried where a guess
+        # costs nearly a step of its own.
+        agreed = [2 ** (bucket - 1) if bucket else 0 for bucket in range(buckets)]
+        self._tries = [PRIOR_TRIES] * buckets
+        self._hits = [PRIOR_TRIES * (n + 1) / (n + 2) for n in agreed]
 
     def survival(self, draft: Draft) -> list[float]:
         """For each guess, the probability that it and all before it come true.

@@ -26,7 +26,7 @@ LOAD_MODES = {"none": C.LLAMA_LOAD_MODE_NONE, "mmap": C.LLAMA_LOAD_MODE_MMAP}
 GGML_LOG_WARN, GGML_LOG_ERROR = 3, 4  # ggml.h; llama_cpp's own comment is outdated
 SEQUENCE_IDS: int = C.llama_max_parallel_sequences()  # LLAMA_MAX_SEQ, 256
 GGML_CPU_DEVICE = 0  # enum ggml_backend_dev_type
-PENALTY_WINDOW = 64  # tokens that repeat_penalty looks back upon, llama.cpp's default
+PENALTY_WINDOW = 64  # tokens that penalties look back upon, llama.cpp's default
 
 # Tekken's pre-tokenizer runs in std::wregex, which recurses once per character: a run of 40,000
 # letters (or blanks) overflows an 8 MiB stack and kills the process. Longer runs are cut.
@@ -294,12 +294,15 @@ class Sampler:
     ) -> None:
         """Samplers in llama-server's order; `history` (the prompt's end) counts for the penalty."""
         self._chain = C.llama_sampler_chain_init(C.llama_sampler_chain_default_params())
-        if sampling.repeat_penalty != 1:
-            self._add(
-                C.llama_sampler_init_penalties(
-                    vocabulary.size, PENALTY_WINDOW, sampling.repeat_penalty, 0.0, 0.0
-                )
-            )
+        if sampling.logit_bias:
+            pairs = [C.llama_logit_bias(*pair) for pair in sampling.logit_bias]
+            biases = (C.llama_logit_bias * len(pairs))(*pairs)
+            self._add(C.llama_sampler_init_logit_bias(vocabulary.size, len(biases), biases))
+        penalties = (
+            sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty,
+        )  # fmt: skip
+        if penalties != (1, 0, 0):
+            self._add(C.llama_sampler_init_penalties(vocabulary.size, PENALTY_WINDOW, *penalties))
         if sampling.temperature == 0:
             self._add(C.llama_sampler_init_greedy())
         else:

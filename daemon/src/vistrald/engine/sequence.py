@@ -17,6 +17,11 @@ from vistrald.engine.text import TextOutput
 FinishReason = Literal["stop", "length", "cancelled", "deadline_unreachable"]
 
 
+# Of a stream, as long as nobody notices: whoever writes a piece out takes a core from those that
+# compute. A large model's tokens take longer, and come one by one.
+PIECE_SECONDS = 0.04
+
+
 class StreamError(Exception):
     """What a stream ends with instead of a result."""
 
@@ -61,6 +66,14 @@ class Timings:
         return self.prompt_n / self.prompt_ms * 1000 if self.prompt_ms else 0.0
 
     @property
+    def prompt_per_token_ms(self) -> float:
+        return self.prompt_ms / self.prompt_n if self.prompt_n else 0.0
+
+    @property
+    def predicted_per_token_ms(self) -> float:
+        return 1000 / self.predicted_per_second if self.predicted_per_second else 0.0
+
+    @property
     def predicted_per_second(self) -> float:
         """Rate of decode steps: the first token comes with prefill and is not counted."""
         steps = self.predicted_n - 1
@@ -76,6 +89,7 @@ class Result:
     ended_by: Literal["deadline"] | None = None
     # Length of the text up to its last full sentence, in characters, where the deadline ended it.
     complete_chars: int | None = None
+    gaps: tuple[float, ...] = ()  # seconds between each two tokens
 
 
 class Stream:
@@ -142,7 +156,9 @@ class Sequence:
     deadline_seconds: float | None = None  # from submission on
     keep: bool = False  # nobody waits: it yields to all others, and its prompt goes to disk
     allowed: int = field(init=False)  # tokens of answer; as many as asked for, or as fit in time
-    text: str = ""  # what the stream got
+    text: str = ""
+    flushed: int = 0  # characters of the text that the stream got
+    flushed_at: float = 0.0
     computed: int = 0
     cached: int = 0  # of the computed ones, how many others had computed
     restored: int = 0  # of the cached ones, how many came from disk
@@ -154,6 +170,7 @@ class Sequence:
     started: float = 0.0
     first_token: float = 0.0
     last_token: float = 0.0
+    gaps: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.allowed = self.sampling.max_tokens
@@ -197,13 +214,23 @@ class Sequence:
 
     def append(self, token: int) -> None:
         self.tokens.append(token)
-        self.last_token = time.monotonic()
-        self.first_token = self.first_token or self.last_token
+        now = time.monotonic()
+        if self.first_token:
+            self.gaps.append(now - self.last_token)
+        self.first_token = self.first_token or now
+        self.last_token = now
 
     def say(self, text: str) -> None:
-        if text:
-            self.text += text
-            self.stream.put(text)
+        """Adds to the text; the stream gets it with the next flush()."""
+        self.text += text
+
+    def flush(self, *, last: bool = False) -> None:
+        """Passes on what was said, at most once in PIECE_SECONDS unless it is the last of it."""
+        if len(self.text) > self.flushed and (
+            last or self.last_token - self.flushed_at >= PIECE_SECONDS
+        ):
+            self.stream.put(self.text[self.flushed :])
+            self.flushed, self.flushed_at = len(self.text), self.last_token
 
     def result(self, reason: FinishReason, *, by_deadline: bool = False) -> Result:
         now = time.monotonic()
@@ -221,7 +248,8 @@ class Sequence:
             draft_n=self.drafted,
             draft_n_accepted=self.accepted,
         )
-        result = Result(reason, self.prompt_tokens, self.generated, timings)
+        gaps = tuple(self.gaps)
+        result = Result(reason, self.prompt_tokens, self.generated, timings, gaps=gaps)
         if not by_deadline:
             return result
         return replace(result, ended_by="deadline", complete_chars=full_sentences(self.text))

@@ -12,23 +12,22 @@ from vistrald.engine.llama import Context, Entry
 SLOT = 0
 ENOUGH_SECONDS = 0.1  # a size is repeated until then: a slow machine's single step is exact enough
 MOST_REPEATS = 5
-NO_GAIN = 0.9  # of the time per token of half as many: larger steps save nothing more
+LONGEST_STEP_SECONDS = 3.0  # beyond it, sizes are no more doubled: guesses cannot pay
 
 
 def measure(context: Context, rates: Rates) -> None:
     """Notes the time of a prefill batch and of decode steps with 1, 2, 4, … tokens.
 
-    Leaves the KV cache empty. Raises LlamaError.
+    All of them: kernels may gain nothing from two tokens and much from eight. Leaves the KV cache
+    empty. Raises LlamaError.
     """
     _seconds(context, 1, 1)  # allocates, and brings the weights into memory
     rates.note(UNMEASURED_CHUNK, 0, _seconds(context, UNMEASURED_CHUNK, 1))
-    tokens, per_token = 1, float("inf")
-    while tokens <= context.rows:
+    tokens, seconds = 1, 0.0
+    while tokens <= context.rows and seconds <= LONGEST_STEP_SECONDS:
         seconds = _repeated(context, tokens)
         rates.note(0, tokens, seconds)
-        if seconds / tokens > NO_GAIN * per_token:
-            break
-        tokens, per_token = 2 * tokens, seconds / tokens
+        tokens *= 2
 
 
 def token_bytes(context: Context) -> int:
