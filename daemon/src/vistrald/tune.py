@@ -1,0 +1,182 @@
+"""`vistrald tune`: which engine settings are the fastest on this host, by measurement.
+
+One setting after the other is varied and the better value kept, threads first: the settings hardly
+influence each other, and each trial of a large model costs a load.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from vistrald.cgroup import memory_limit, usable_cores
+from vistrald.settings import EngineSection, Settings
+from vistrald.trial import Speed, Trial
+
+# What is asked, for the sake of one figure: a new question about a known document, a short answer.
+PROMPT_TOKENS = 64
+ANSWER_TOKENS = 150
+USERS = 4
+NOISE = 0.97  # of the time of the settings in use; what gains less is not changed
+LIKELY = 0.9  # that a guess comes true in a quotation
+WORTH = 1.05  # tokens a second, relative to fewer users or guesses
+BESIDE_WEIGHTS = 1.5e9  # bytes: cache, buffers, the process
+
+
+class TuneError(Exception):
+    """Why nothing was measured."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Settings that were tried, best first for each; `engine` is what differs from those in use."""
+
+    speeds: list[Speed]
+    best: Speed
+    engine: dict[str, Any]
+
+
+def tune(
+    settings: Settings,
+    measured: Callable[[Speed], None] = lambda _: None,
+    run: Callable[[Trial], Speed] | None = None,
+) -> Choice:
+    """Tries the settings of this host; `measured` gets each trial's result as it comes.
+
+    Raises TuneError if the model does not fit beside what runs, or a trial fails.
+    """
+    run = run or run_trial
+    _check_memory(settings.model.path)
+    threads = settings.engine.threads or usable_cores()
+    best = run(Trial(model=settings.model.path, engine=_roomy(settings.engine), threads=threads))
+    speeds = [best]
+    measured(best)
+    for vary in (_threads, _kv_types, _repacking):
+        for trial in vary(best.trial):
+            speed = run(trial)
+            speeds.append(speed)
+            measured(speed)
+            if seconds(speed) < NOISE * seconds(best):
+                best = speed
+    return Choice(speeds, best, chosen(best))
+
+
+def seconds(speed: Speed) -> float:
+    """One person's answer, and that of USERS who ask at once: less is better."""
+    return sum(
+        users * PROMPT_TOKENS / speed.prefill + ANSWER_TOKENS * speed.steps[users]
+        for users in (1, USERS)
+    )
+
+
+def chosen(best: Speed) -> dict[str, Any]:
+    """The engine settings that follow from a trial."""
+    engine = best.trial.engine
+    return {
+        "threads": best.trial.threads,
+        "kv_type": engine.kv_type,
+        "repack": engine.repack,
+        "load_mode": engine.load_mode,
+        "parallel_sequences": useful_users(best.steps),
+        "draft_tokens": useful_guesses(best.steps),
+    }
+
+
+def useful_users(steps: dict[int, float]) -> int:
+    """How many answers in a step are worth it: beyond, each of them only gets slower."""
+    best = 1
+    for users in sorted(users for users in steps if users <= 2 * USERS):
+        if users / steps[users] >= WORTH * best / steps[best]:
+            best = users
+    return best
+
+
+def useful_guesses(steps: dict[int, float]) -> int:
+    """Most guessed tokens in a step, where nearly all of them come true; 0 if none pays.
+
+    The engine takes fewer where fewer come true.
+    """
+
+    def rate(tokens: int) -> float:
+        expected = sum(LIKELY**guess for guess in range(tokens))
+        return expected / steps[tokens]
+
+    best = max(steps, key=rate)
+    return best - 1 if rate(best) >= WORTH * rate(1) else 0
+
+
+def run_trial(trial: Trial) -> Speed:
+    """In a process of its own. Raises TuneError with the end of what it said."""
+    done = subprocess.run(
+        [sys.executable, "-m", "vistrald.trial"],
+        input=trial.model_dump_json(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise TuneError(
+            f"the trial {describe(trial)} failed with {done.returncode}: {done.stderr[-500:]}"
+        )
+    return Speed.model_validate_json(done.stdout)
+
+
+def describe(trial: Trial) -> str:
+    engine = trial.engine
+    repack = "repacked" if engine.repack else "not repacked"
+    return f"{trial.threads} threads, KV {engine.kv_type}, {engine.load_mode}, {repack}"
+
+
+def as_yaml(engine: dict[str, Any]) -> str:
+    """For the inventory: `daemon_engine` of group_vars."""
+    lines = [
+        f"  {key}: {str(value).lower() if isinstance(value, bool) else value}"
+        for key, value in engine.items()
+    ]
+    return "\n".join(["---", "daemon_engine:", *lines]) + "\n"
+
+
+def _roomy(engine: EngineSection) -> EngineSection:
+    """With rows for the largest step that is measured."""
+    rows = max(16 - engine.parallel_sequences, engine.draft_tokens)
+    return engine.model_copy(update={"draft_tokens": rows})
+
+
+def _threads(trial: Trial) -> Iterator[Trial]:
+    """All usable cores, without the second threads of cores, and one core left to the rest."""
+    cores = usable_cores()
+    whole = psutil.cpu_count(logical=False) or cores
+    for threads in sorted({cores, min(cores, whole), max(1, cores - 1)} - {trial.threads}):
+        yield trial.model_copy(update={"threads": threads})
+
+
+def _kv_types(trial: Trial) -> Iterator[Trial]:
+    for kv_type in ("f16", "q8_0"):
+        if kv_type != trial.engine.kv_type:
+            yield _with(trial, kv_type=kv_type)
+
+
+def _repacking(trial: Trial) -> Iterator[Trial]:
+    """Never with mmap: that holds the weights twice."""
+    yield _with(trial, repack=not trial.engine.repack, load_mode="none")
+
+
+def _with(trial: Trial, **engine: Any) -> Trial:
+    return trial.model_copy(update={"engine": trial.engine.model_copy(update=engine)})
+
+
+def _check_memory(model: Path) -> None:
+    needed = model.stat().st_size + BESIDE_WEIGHTS
+    free = psutil.virtual_memory().available
+    limit = memory_limit()
+    if limit is not None:
+        free = min(free, limit)
+    if needed > free:
+        raise TuneError(
+            f"{model} needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are available; stop "
+            "the daemon while its host is measured: systemctl stop vistrald.socket vistrald"
+        )
