@@ -1,6 +1,6 @@
 # Every command sets up what it needs by itself (tools/setup).
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-shell demo-down test test-fast lint bench release lock clean
+.PHONY: help setup demo demo-shell demo-down test test-fast lint bench bench-24b release lock clean
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
@@ -8,7 +8,7 @@ export PYTHONPATH := $(CURDIR)
 export LC_ALL := C.UTF-8
 
 help:  ## list the commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 setup:  ## Debian packages, .venv and the llama-cpp-python wheel, once
 	@tools/setup
@@ -37,6 +37,9 @@ lint: setup  ## ruff, mypy, yamllint, ansible-lint
 
 bench: setup  ## compare with llama.cpp's servers and rewrite docs/benchmarks.*; QUICK=1: only try
 	@python -m bench $(if $(QUICK),--quick,--docs docs)
+
+bench-24b: setup  ## a model of the 24B shape under 14 GB, and rewrite docs/benchmarks-24b.*
+	@python -m bench.shape --type IQ4_XS --type Q4_K_S --docs docs
 
 release: setup  ## build the release that site.yml would deploy
 	@python -m tools.wheelhouse

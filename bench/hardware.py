@@ -1,0 +1,39 @@
+"""What the processor and its memory can do at most, measured beside what uses them."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+READ_BYTES = 512 * 2**20  # for each thread: far beyond any cache
+MATRIX = 4096  # rows and columns
+REPEATS = 5
+
+
+def read_bandwidth(threads: int) -> float:
+    """Bytes a second that so many threads read from memory together: the best of a few times.
+
+    Decode reads every weight once for a token; nothing of it is written.
+    """
+    arrays = [np.ones(READ_BYTES // 8, dtype=np.float64) for _ in range(threads)]
+    with ThreadPoolExecutor(threads) as pool:
+
+        def once() -> float:
+            began = time.monotonic()
+            list(pool.map(np.max, arrays))  # releases the interpreter's lock
+            return time.monotonic() - began
+
+        return threads * READ_BYTES / min(once() for _ in range(REPEATS))
+
+
+def flops() -> float:
+    """Single-precision operations a second of a matrix product on all cores: the best of a few."""
+    matrix = np.ones((MATRIX, MATRIX), dtype=np.float32)
+    times = []
+    for _ in range(REPEATS):
+        began = time.monotonic()
+        _ = matrix @ matrix  # numpy's BLAS has a thread for each core
+        times.append(time.monotonic() - began)
+    return 2 * MATRIX**3 / min(times)
