@@ -8,13 +8,13 @@ a stamp in the state directory remembers which file (by inode and times) had the
 import hashlib
 import json
 import os
-import struct
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-GGUF_VERSIONS = (2, 3)
+from vistrald.gguf_header import FileSource, HeaderError, read_header
+
 CHUNK_BYTES = 8 * 2**20
 
 Fault = Literal["missing", "size", "format", "digest"]
@@ -113,25 +113,12 @@ def _stat(path: Path) -> os.stat_result:
 
 
 def _check_header(path: Path) -> None:
-    """A GGUF file begins with its magic, a u32 version, and u64 counts of tensors and keys."""
-    with path.open("rb") as file:
-        header = file.read(24)
-    if len(header) < 24 or header[:4] != b"GGUF":
-        raise ModelFileError(
-            "format",
-            f"{path} is not a GGUF file; convert the model to GGUF first",
-            expected="GGUF",
-            found=header[:4].hex(),
-        )
-    version, tensors, _keys = struct.unpack("<IQQ", header[4:])
-    if version not in GGUF_VERSIONS or tensors == 0:
-        raise ModelFileError(
-            "format",
-            f"{path} is GGUF version {version} with {tensors} tensors; "
-            f"expected little-endian version {GGUF_VERSIONS} with tensors",
-            expected=f"version {GGUF_VERSIONS}",
-            found=f"version {version}",
-        )
+    """What libllama would have to trust: counts, lengths, and where the tensors lie."""
+    with FileSource(path) as source:
+        try:
+            read_header(source)
+        except HeaderError as error:
+            raise ModelFileError("format", str(error), error.expected, error.found) from None
 
 
 def _stamp(path: Path, stat: os.stat_result, sha256: str) -> Stamp:
