@@ -22,9 +22,13 @@ from vistrald.engine.prompt import PromptEncoder
 from vistrald.engine.sampling import Sampling
 from vistrald.engine.sequence import DeadlineUnreachableError, Result, Stream
 from vistrald.engine.template import ChatTemplate, TemplateError
+from vistrald.gguf_header import FileSource, read_header
 from vistrald.metrics import Metrics
 from vistrald.notify import Notifier
 from vistrald.settings import Settings
+from vistrald.sizing import plan
+from vistrald.sizing.host import this_host
+from vistrald.sizing.shape import ShapeError, from_header
 from vistrald.totals import Totals
 
 log = logging.getLogger(__name__)
@@ -35,6 +39,11 @@ Phase = Literal["starting", "verifying", "loading", "warming", "ready", "drainin
 # hashed and read; the first token of a 24B model from cold memory comes without any.
 SIGN_OF_LIFE_SECONDS = 60
 WARM_UP_SECONDS = 300
+
+# Before the engine runs, a restart mends none of these.
+REFUSALS = (
+    model_file.ModelFileError, ShapeError, plan.DoesNotFitError, TemplateError, llama.LlamaError,
+)  # fmt: skip
 
 
 class NotReadyError(Exception):
@@ -168,12 +177,13 @@ class Service:
     def _run(self) -> None:
         try:
             self._verify()
+            self._check_memory()
             engine = self._load()
             self._warm_up(engine)
             engine.run()
         except _StoppedError:
             log.info(logs.line("stopped", phase=self.phase))
-        except (model_file.ModelFileError, TemplateError, llama.LlamaError) as error:
+        except REFUSALS as error:
             refused = self._engine is None
             self._fail("model refused" if refused else "engine died", error, refused)
         except Exception as error:
@@ -200,6 +210,15 @@ class Service:
                 seconds=time.monotonic() - began,
             )
         )
+
+    def _check_memory(self) -> None:
+        """Before gigabytes are read: the kernel would end the process in the midst of them."""
+        path = self.settings.model.path
+        with FileSource(path) as source:
+            model = from_header(read_header(source))
+        host = this_host(path, measure=False)
+        account = plan.check(model, self.settings.engine, host)
+        log.info(logs.line("planned", peak=account.peak, available=host.available, **vars(account)))
 
     def _load(self) -> Engine:
         self._enter("loading")
