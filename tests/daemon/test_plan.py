@@ -197,6 +197,20 @@ def test_options_change_the_account() -> None:
     assert answer("--quantization", "Q2_K")["chosen"]["quantization"] == "Q2_K"
 
 
+def test_a_host_elsewhere_as_a_playbook_asks() -> None:
+    engine = json.dumps({"context_tokens": 8192, "kv_type": "q8_0", "disk_cache_bytes": 1})
+    host = ("--memory", "17000000000", "--cores", "8")
+    report = answer("vistral-24b:Q4_K_S", "--engine", engine, *host, code=1)
+    assert (report["use"]["context_tokens"], report["use"]["kv_type"]) == (8192, "q8_0")
+    assert (report["host"]["memory"], report["host"]["cores"]) == (17 * 10**9, 8)
+    assert report["host"]["bandwidth"] is None
+    # 14.5 GB needed: with 17 GB of RAM the cap may be raised to it, with 15 not.
+    assert "daemon_memory_max_bytes" in report["remedy"]
+    small = answer("vistral-24b:Q4_K_S", "--engine", engine, "--memory", "15000000000", code=1)
+    assert "daemon_memory_max_bytes" not in small["remedy"]
+    assert run("--engine", '{"contekst": 1}').exit_code == 2
+
+
 def test_the_configured_model_is_the_default(tmp_path: Path, model_section: ModelSection) -> None:
     config = tmp_path / "c.toml"
     config.write_text(

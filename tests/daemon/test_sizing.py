@@ -294,7 +294,7 @@ def _ready(url: str) -> bool:
 
 def test_a_config_that_exceeds_the_hosts_memory_is_refused(model_section: ModelSection) -> None:
     host = dataclasses.replace(AVX2, memory=psutil.virtual_memory().total, limit=200 * 10**6)
-    with pytest.raises(plan.DoesNotFitError, match=r"needs 0\.\d\d GB .* 0\.20 GB may be used"):
+    with pytest.raises(plan.DoesNotFitError, match=r"needs 0\.\d\d GB .*, 0\.20 GB may be used"):
         plan.check(read(model_section.path), EngineSection(), host)
     roomy = dataclasses.replace(host, limit=None)
     assert plan.check(read(model_section.path), EngineSection(), roomy).weights > 90e6

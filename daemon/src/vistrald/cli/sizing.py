@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from pydantic import ValidationError
 from rich.console import Console, RenderableType
 
 from vistrald.cli.output import (
@@ -19,6 +20,7 @@ from vistrald.cli.output import (
     read_config,
     refuse,
 )
+from vistrald.settings import EngineSection
 
 if TYPE_CHECKING:
     from vistrald.settings import Settings
@@ -43,6 +45,9 @@ COMPARED = {OLD: ("Q4_K_M", "Q8_0"), CATALOGUED: ("IQ4_XS", "Q4_K_S", "Q4_K_M", 
 @click.option("--kv-type", type=click.Choice(["f16", "q8_0"]))
 @click.option("--batch", "batch_tokens", type=click.IntRange(128, 8192))
 @click.option("--load-mode", type=click.Choice(["none", "mmap"]))
+@click.option("--engine", help="Settings of [engine] as JSON, as an inventory has them.")
+@click.option("--memory", type=click.IntRange(min=1), help="Bytes of RAM, of a host elsewhere.")
+@click.option("--cores", type=click.IntRange(1, 512), help="Of a host elsewhere.")
 @click.option("--no-repack", is_flag=True, help="Weights as they are in the file.")
 @click.option("--quantization", help="Instead of the file's, or of the best that fits.")
 @click.option("--compare", is_flag=True, help="The old model beside the new one.")
@@ -60,14 +65,13 @@ def plan(
     # rich, requests and numpy, for this command alone
     from vistrald.sizing import catalogue, table  # noqa: PLC0415
     from vistrald.sizing import plan as planning  # noqa: PLC0415
-    from vistrald.sizing.host import this_host  # noqa: PLC0415
     from vistrald.sizing.source import SourceError, resolve  # noqa: PLC0415
 
     if config is None and CONFIG.exists():
         config = CONFIG
     settings = read_config(config, as_json) if config else None
     use = _use(settings, options)
-    host = this_host(settings.model.path if settings else MODELS)
+    host = _host(settings.model.path if settings else MODELS, options)
     cap, language = options["cap"], options["language"]
     if compare:
         variants = _compared(use, host, cap)
@@ -101,11 +105,27 @@ def _use(settings: Settings | None, options: dict[str, Any]) -> Use:
     from vistrald.sizing.account import Use  # noqa: PLC0415
 
     use = Use.of(settings.engine) if settings else Use()
+    if options["engine"]:
+        try:
+            use = Use.of(EngineSection.model_validate_json(options["engine"]))
+        except ValidationError as error:
+            raise click.UsageError(f"--engine: {error}") from None
     names = ("context_tokens", "users", "kv_type", "batch_tokens", "load_mode")
     given = {name: options[name] for name in names if options[name] is not None}
     if options["no_repack"]:
         given["repack"] = False
     return replace(use, **given)
+
+
+def _host(path: Path, options: dict[str, Any]) -> Host:
+    """As it is here, or as another is told to be; how fast that reads memory is not known."""
+    from vistrald.sizing.host import this_host  # noqa: PLC0415
+
+    if not options["memory"] and not options["cores"]:
+        return this_host(path)
+    host = this_host(path, measure=False)
+    memory, cores = options["memory"] or host.memory, options["cores"] or host.cores
+    return replace(host, memory=memory, limit=None, cores=cores)
 
 
 def _compared(use: Use, host: Host, cap: int) -> list[Variant]:

@@ -17,6 +17,7 @@ from vistrald.sizing.source import Subject
 CAP = 14 * 10**9  # bytes, the product's
 LEAST_CONTEXT = 1024  # tokens: below, no document and answer fit
 LEAST_BATCH = 128  # engine.batch_tokens' own limit
+SERVER = "No single change is enough: a server with more memory is needed."
 SYSTEM = 1_500_000_000  # bytes that the rest of a host needs
 
 
@@ -135,17 +136,20 @@ def check(model: Model, engine: EngineSection, host: Host) -> Account:
 
 def refusal(variant: Variant, remedies: list[Remedy]) -> str:
     """Why it does not fit, and what to do, a remedy on each line."""
-    model, needed = variant.model, variant.account
-    lines = [
-        f"{model.name} ({model.quantization}) needs {needed.peak / 1e9:.2f} GB and a reserve of "
-        f"{needed.reserve / 1e9:.2f} GB, {variant.cap / 1e9:.2f} GB may be used: "
-        f"{describe(needed)}."
-    ]
+    lines = [f"{needs(variant)}, {variant.cap / 1e9:.2f} GB may be used."]
     if remedies:
         lines += ["Each of these changes is enough:", *(f"  {remedy}" for remedy in remedies)]
     else:
-        lines.append("No single change is enough: a server with more memory is needed.")
+        lines.append(SERVER)
     return "\n".join(lines)
+
+
+def needs(variant: Variant) -> str:
+    model, needed = variant.model, variant.account
+    return (
+        f"{model.name} ({model.quantization}) needs {needed.peak / 1e9:.2f} GB and a reserve of "
+        f"{needed.reserve / 1e9:.2f} GB ({describe(needed)})"
+    )
 
 
 def describe(account: Account) -> str:
@@ -204,6 +208,8 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "variants": [variant_as_dict(each) for each in plan.variants],
         "kl_source": catalogue.read().kl_source,
         "remedies": [vars(each) for each in plan.remedies],
+        "needs": needs(plan.chosen),
+        "remedy": "; ".join(map(str, plan.remedies)) or SERVER,
     }
 
 
