@@ -89,18 +89,26 @@ def served(data: bytes, *, ranges: bool = True, cut: int | None = None) -> Itera
 
 
 @pytest.mark.requirement("1.2")
-def test_of_a_remote_file_only_the_header_is_fetched(
-    model_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_TOKEN", "secret")
+def test_of_a_remote_file_only_the_header_is_fetched(model_path: Path) -> None:
     with served(model_path.read_bytes()) as server:
         report = answer(server.url("model.gguf"))
         assert server.sent < 4 * CHUNK_BYTES
-        assert server.tokens == {"Bearer secret"}
     chosen = report["chosen"]
     assert chosen["bytes"] == answer(model_path)["chosen"]["bytes"]
     assert chosen["bytes"]["weights"] == 96576768
     assert chosen["exact"] is True
+
+
+def test_the_hubs_token_goes_to_the_hub_alone(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    with served(model_path.read_bytes()) as hub, served(CONFIG_MLX.read_bytes()) as other:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url(""))
+        answer(hub.url("model.gguf"))
+        answer(other.url("config.json"))
+        assert hub.tokens == {"Bearer secret"}
+        assert other.tokens == {None}
 
 
 def test_a_server_without_ranges_is_refused_at_once(model_path: Path) -> None:

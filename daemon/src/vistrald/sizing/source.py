@@ -33,7 +33,7 @@ class Subject:
 
 def resolve(source: str) -> Subject:
     """Reads a header, a config.json or the catalogue. Raises SourceError."""
-    token = os.environ.get("HF_TOKEN")
+    token = _token(source)
     try:
         if source.startswith(("http://", "https://")):
             if source.partition("?")[0].endswith(".json"):
@@ -55,6 +55,12 @@ def resolve(source: str) -> Subject:
             f"{source}: {error.strerror or error}; name a GGUF, its address, a config.json, or one "
             f"of the catalogue: {names}"
         ) from None
+
+
+def _token(url: str) -> str | None:
+    """The hub's token, for the hub alone."""
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    return os.environ.get("HF_TOKEN") if url.startswith(f"{hub}/") else None
 
 
 def _of_file(source: Source) -> Subject:
