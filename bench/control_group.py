@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -52,12 +53,12 @@ class ControlGroup:
 
 @contextmanager
 def limited(limit: int) -> Iterator[ControlGroup]:
-    """A group of this name with a limit in bytes and no swap; removed at the end.
+    """A group of this process with a limit in bytes and no swap; removed at the end.
 
     Raises click.ClickException if groups cannot be made here.
     """
     v2 = (ROOT / "cgroup.controllers").exists()
-    folder = (ROOT if v2 else ROOT / "memory") / NAME
+    folder = (ROOT if v2 else ROOT / "memory") / f"{NAME}-{os.getpid()}"
     try:
         folder.mkdir(exist_ok=True)
         if v2:

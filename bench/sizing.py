@@ -18,7 +18,8 @@ from bench import machine, model, servers, synthetic
 from bench.control_group import limited, looked_at
 from bench.report import put_into
 from tools.wheelhouse import LLAMA_VERSION, cache_dir
-from vistrald.gguf_header import FileSource, read_header
+from vistrald.gguf_header import read_header
+from vistrald.gguf_source import FileSource
 from vistrald.sizing import plan
 from vistrald.sizing.account import Use
 from vistrald.sizing.host import this_host
@@ -134,7 +135,8 @@ def _compare(case: Case) -> Compared:
             words = min(words, case.context_tokens // 2)
             _ask(started.url, "law " * words)
             _ask_together(started.url, case.users)
-    return Compared(case, file.quantization, predicted.account.peak, group.peak, group.kills)
+        kills = group.kills
+    return Compared(case, file.quantization, predicted.account.peak, group.peak, kills)
 
 
 def _ask_together(url: str, users: int) -> None:

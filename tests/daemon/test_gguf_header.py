@@ -9,16 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.daemon.gguf_files import ARRAY, STRING, U32, Gguf, array, key, tensor, text
-from vistrald.gguf_header import (
-    CHUNK_BYTES,
-    HEADER_BYTES,
-    TENSOR_TYPES,
-    Array,
-    FileSource,
-    Header,
-    HeaderError,
-    read_header,
-)
+from vistrald.gguf_header import TENSOR_TYPES, Array, Header, read_header
+from vistrald.gguf_source import CHUNK_BYTES, HEADER_BYTES, FileSource, HeaderError
 
 FUZZ = settings(max_examples=500, deadline=None)
 ARCHITECTURE = key("general.architecture", STRING, text("llama"))

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from tests.daemon.gguf_files import Gguf
 from vistrald.cli import main
-from vistrald.gguf_header import CHUNK_BYTES
+from vistrald.gguf_source import CHUNK_BYTES
 from vistrald.settings import ModelSection
 from vistrald.sizing.words import WORDS
 

@@ -22,7 +22,8 @@ from bench import synthetic
 from bench.control_group import limited
 from tests.daemon.helpers import wait_until
 from vistrald.engine import llama
-from vistrald.gguf_header import FileSource, read_header
+from vistrald.gguf_header import read_header
+from vistrald.gguf_source import FileSource
 from vistrald.settings import EngineSection, ModelSection
 from vistrald.sizing import catalogue, plan, rates
 from vistrald.sizing.account import Use, account, compute_buffer, kv_cache

@@ -6,20 +6,15 @@ kept. A malformed header costs at most the limits below, whatever counts it clai
 """
 
 import math
-import os
 import struct
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
+
+from vistrald.gguf_source import STRING_BYTES, Reader, Source
 
 VERSIONS = (2, 3)
-HEADER_BYTES = 64 * 2**20  # a vocabulary of 131072 tokens with its merges takes 10
-CHUNK_BYTES = 2**20
 KEYS = 1024  # real files have below 100
 TENSORS = 2**16  # a 24B model has 363
 KEY_BYTES = 2**16 - 1  # the format's own limit
-STRING_BYTES = 2**20  # chat templates take up to 20 kB
 ARRAY_LENGTH = 2**22
 KEPT_NUMBERS = 1024  # arrays of so many numbers are kept: a value for each layer
 TENSOR_NAME_BYTES = 63  # GGML_MAX_NAME less its zero
@@ -78,50 +73,6 @@ TENSOR_TYPES = {
     39: ("MXFP4", 32, 17),
 }
 
-AGAIN = "fetch the file again, or convert the model anew"
-
-
-class HeaderError(Exception):
-    """What is wrong with the header: the field, its value, what was expected."""
-
-    def __init__(self, source: str, where: str, found: object, expected: str, remedy: str) -> None:
-        super().__init__(f"{source}: {where} is {found}, expected {expected}; {remedy}")
-        self.field = where
-        self.found = str(found)
-        self.expected = expected
-
-
-class Source(Protocol):
-    """Bytes by offset."""
-
-    name: str  # as messages call it
-    size: int  # bytes
-
-    def read_at(self, offset: int, count: int) -> bytes:
-        """`count` bytes, fewer only where the source ends."""
-
-
-class FileSource:
-    def __init__(self, path: Path) -> None:
-        """Raises OSError."""
-        self.name = str(path)
-        self._file = path.open("rb", buffering=0)
-        self.size = os.fstat(self._file.fileno()).st_size
-
-    def read_at(self, offset: int, count: int) -> bytes:
-        return os.pread(self._file.fileno(), count, offset)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
-        self._file.close()
-
 
 @dataclass(frozen=True)
 class Array:
@@ -172,7 +123,7 @@ class Header:
 
 def read_header(source: Source) -> Header:
     """Reads and checks a header, the tensors' places in the file included. Raises HeaderError."""
-    reader = _Reader(source)
+    reader = Reader(source)
     version, tensor_count, key_count = _read_counts(reader)
     values: dict[str, Value] = {}
     for number in range(key_count):
@@ -187,82 +138,7 @@ def read_header(source: Source) -> Header:
     return Header(source.name, source.size, version, values, tensors, data_offset)
 
 
-class _Reader:
-    """A position in the source, and the chunk around it."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self._chunk = b""
-        self._start = 0  # of the chunk, in the source
-        self._at = 0  # in the chunk
-
-    @property
-    def position(self) -> int:
-        return self._start + self._at
-
-    def error(self, where: str, found: object, expected: str, remedy: str = AGAIN) -> HeaderError:
-        return HeaderError(self.source.name, where, found, expected, remedy)
-
-    def take(self, count: int, where: str) -> bytes:
-        """The next `count` bytes, which are at most STRING_BYTES."""
-        if self._at + count > len(self._chunk):
-            self._fill(count, where)
-        self._at += count
-        return self._chunk[self._at - count : self._at]
-
-    def number(self, code: str, where: str) -> int:
-        """One little-endian integer."""
-        found: int = struct.unpack("<" + code, self.take(struct.calcsize("<" + code), where))[0]
-        return found
-
-    def text(self, where: str, most: int) -> str:
-        length = self.number("Q", f"length of {where}")
-        if length > most:
-            raise self.error(f"length of {where}", length, f"at most {most} bytes")
-        data = self.take(length, where)
-        try:
-            return data.decode()
-        except UnicodeDecodeError:
-            raise self.error(where, repr(data[:40]), "UTF-8 text") from None
-
-    def skip(self, count: int, where: str) -> None:
-        """Over bytes that nobody looks at; only a part that is in the chunk was read."""
-        self._at += count
-        self._check_end(0, where)
-
-    def skip_strings(self, count: int, where: str) -> None:
-        """Over so many strings; here a header's time is spent, so the loop is bare."""
-        unpack = struct.Struct("<Q").unpack_from
-        for number in range(count):
-            if self._at + 8 > len(self._chunk):
-                self._fill(8, where)
-            (length,) = unpack(self._chunk, self._at)
-            if length > STRING_BYTES:
-                raise self.error(
-                    f"length of {where}[{number}]", length, f"at most {STRING_BYTES} bytes"
-                )
-            self._at += 8 + length
-        self._check_end(0, where)
-
-    def _fill(self, count: int, where: str) -> None:
-        """Reads the chunk that begins at the position and has at least `count` bytes."""
-        self._check_end(count, where)
-        self._start, self._at = self.position, 0
-        self._chunk = self.source.read_at(self._start, max(count, CHUNK_BYTES))
-        if len(self._chunk) < count:
-            raise self.error(where, f"cut off after {len(self._chunk)} bytes", f"{count} bytes")
-
-    def _check_end(self, count: int, where: str) -> None:
-        end = self.position + count
-        if end > self.source.size:
-            raise self.error(
-                where, "cut off", f"to end by byte {end}, the file has {self.source.size}"
-            )
-        if end > HEADER_BYTES:
-            raise self.error(where, f"beyond byte {end}", f"a header of at most {HEADER_BYTES}")
-
-
-def _read_counts(reader: _Reader) -> tuple[int, int, int]:
+def _read_counts(reader: Reader) -> tuple[int, int, int]:
     if reader.source.size < 24:
         raise reader.error("file size", reader.source.size, "a GGUF file, at least 24 bytes")
     if (magic := reader.take(4, "magic")) != b"GGUF":
@@ -286,7 +162,7 @@ def _read_counts(reader: _Reader) -> tuple[int, int, int]:
     return version, tensors, keys
 
 
-def _read_value(reader: _Reader, key: str) -> Value:
+def _read_value(reader: Reader, key: str) -> Value:
     kind = reader.number("I", f"type of {key}")
     if kind == STRING:
         return reader.text(key, STRING_BYTES)
@@ -297,7 +173,7 @@ def _read_value(reader: _Reader, key: str) -> Value:
     return _read_scalars(reader, key, kind, 1)[0]
 
 
-def _read_array(reader: _Reader, key: str) -> Value:
+def _read_array(reader: Reader, key: str) -> Value:
     kind = reader.number("I", f"element type of {key}")
     if kind != STRING and kind not in SCALARS:
         nested = " (an array in an array)" if kind == ARRAY else ""
@@ -317,7 +193,7 @@ def _read_array(reader: _Reader, key: str) -> Value:
 
 
 def _read_scalars(
-    reader: _Reader, key: str, kind: int, count: int
+    reader: Reader, key: str, kind: int, count: int
 ) -> tuple[int | float | bool, ...]:
     name, code = SCALARS[kind]
     data = reader.take(count * struct.calcsize("<" + code), key)
@@ -327,7 +203,7 @@ def _read_scalars(
     return found
 
 
-def _check_values(reader: _Reader, values: dict[str, Value]) -> int:
+def _check_values(reader: Reader, values: dict[str, Value]) -> int:
     """Those that the header itself needs; returns the alignment."""
     architecture = values.get("general.architecture")
     if not isinstance(architecture, str) or not architecture:
@@ -341,7 +217,7 @@ def _check_values(reader: _Reader, values: dict[str, Value]) -> int:
     return alignment
 
 
-def _read_tensors(reader: _Reader, count: int, alignment: int) -> tuple[Tensor, ...]:
+def _read_tensors(reader: Reader, count: int, alignment: int) -> tuple[Tensor, ...]:
     """The tensors, which lie one behind the other: libllama accepts no other order, and no gap."""
     tensors: list[Tensor] = []
     names: set[str] = set()
@@ -362,7 +238,7 @@ def _read_tensors(reader: _Reader, count: int, alignment: int) -> tuple[Tensor, 
     return tuple(tensors)
 
 
-def _read_tensor(reader: _Reader, where: str) -> Tensor:
+def _read_tensor(reader: Reader, where: str) -> Tensor:
     name = reader.text(f"name of {where}", TENSOR_NAME_BYTES)
     count = reader.number("I", f"dimensions of {name!r}")
     if not 1 <= count <= DIMENSIONS:
@@ -386,7 +262,7 @@ def _read_tensor(reader: _Reader, where: str) -> Tensor:
 
 
 def _check_size(
-    reader: _Reader, data_offset: int, tensors: tuple[Tensor, ...], alignment: int
+    reader: Reader, data_offset: int, tensors: tuple[Tensor, ...], alignment: int
 ) -> None:
     """The data ends where the file does; its last bytes may be padding."""
     end = data_offset + tensors[-1].offset + tensors[-1].size

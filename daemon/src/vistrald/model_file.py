@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from vistrald.gguf_header import FileSource, HeaderError, read_header
+from vistrald.gguf_header import read_header
+from vistrald.gguf_source import FileSource, HeaderError
 
 CHUNK_BYTES = 8 * 2**20
 

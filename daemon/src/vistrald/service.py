@@ -22,7 +22,8 @@ from vistrald.engine.prompt import PromptEncoder
 from vistrald.engine.sampling import Sampling
 from vistrald.engine.sequence import DeadlineUnreachableError, Result, Stream
 from vistrald.engine.template import ChatTemplate, TemplateError
-from vistrald.gguf_header import FileSource, read_header
+from vistrald.gguf_header import read_header
+from vistrald.gguf_source import FileSource
 from vistrald.metrics import Metrics
 from vistrald.notify import Notifier
 from vistrald.settings import Settings
@@ -41,9 +42,7 @@ SIGN_OF_LIFE_SECONDS = 60
 WARM_UP_SECONDS = 300
 
 # Before the engine runs, a restart mends none of these.
-REFUSALS = (
-    model_file.ModelFileError, ShapeError, plan.DoesNotFitError, TemplateError, llama.LlamaError,
-)  # fmt: skip
+REFUSALS = model_file.ModelFileError, plan.DoesNotFitError, TemplateError, llama.LlamaError
 
 
 class NotReadyError(Exception):
@@ -214,8 +213,12 @@ class Service:
     def _check_memory(self) -> None:
         """Before gigabytes are read: the kernel would end the process in the midst of them."""
         path = self.settings.model.path
-        with FileSource(path) as source:
-            model = from_header(read_header(source))
+        try:
+            with FileSource(path) as source:
+                model = from_header(read_header(source))
+        except ShapeError as error:  # an architecture of another kind may work all the same
+            log.warning(logs.line("memory not planned", error=error))
+            return
         host = this_host(path, measure=False)
         account = plan.check(model, self.settings.engine, host)
         log.info(logs.line("planned", peak=account.peak, available=host.available, **vars(account)))

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vistrald.gguf_header import FileSource, HeaderError, Source, read_header
+from vistrald.gguf_header import read_header
+from vistrald.gguf_source import FileSource, HeaderError, Source
 from vistrald.sizing import catalogue, remote
 from vistrald.sizing.shape import Model, Shape, ShapeError, from_config, from_header
 
