@@ -18,12 +18,10 @@ from bench import machine, model, servers, synthetic
 from bench.control_group import limited, looked_at
 from bench.report import put_into
 from tools.wheelhouse import LLAMA_VERSION, cache_dir
-from vistrald.gguf_header import read_header
-from vistrald.gguf_source import FileSource
 from vistrald.sizing import plan
 from vistrald.sizing.account import Use
 from vistrald.sizing.host import this_host
-from vistrald.sizing.shape import from_header
+from vistrald.sizing.source import read_file
 
 BAR = 0.03  # of the measured peak
 ROOM = (
@@ -120,11 +118,11 @@ def _compare(case: Case) -> Compared:
     threads = len(os.sched_getaffinity(0))
     setup = servers.Setup(path, threads, case.context_tokens, case.users, case.kv_type)
     server = servers.vistrald(setup)
-    with FileSource(path) as source:
-        file = from_header(read_header(source))
+    file = read_file(path)
     use = Use(case.context_tokens, case.users, setup.kv_type)  # type: ignore[arg-type]
     predicted = plan.evaluate(file, use, this_host(path), plan.CAP)
     limit = predicted.account.peak + ROOM
+    click.echo(f"{case.title}: {plan.describe(predicted.account)}", err=True)
     with TemporaryDirectory(prefix="bench-") as home, limited(limit) as group:
         own = dataclasses.replace(
             server, command=lambda home, port: group.command(server.command(home, port))

@@ -107,6 +107,17 @@ def test_an_array_of_a_value_for_each_layer_is_kept() -> None:
     assert read(Gguf()).values["llama.attention.head_count_kv"] == (8, 8)
 
 
+def test_a_further_part_of_a_split_model_names_no_architecture() -> None:
+    keys = [key("split.no", U32, b"\1\0\0\0"), key("split.count", U32, b"\2\0\0\0")]
+    header = read(Gguf(keys=keys))
+    assert (header.parts, header.architecture) == (2, "")
+
+
+def test_the_first_part_of_a_split_model_may_have_no_tensors() -> None:
+    file = Gguf(keys=[ARCHITECTURE, key("split.count", U32, b"\2\0\0\0")], tensors=[], data=b"")
+    assert read(file).weights == 0
+
+
 HUGE = 2**63
 WRONG: dict[str, tuple[Gguf, str, str]] = {
     "magic": (Gguf(magic=b"PK\3\4"), "magic", r"b'PK\x03\x04'"),

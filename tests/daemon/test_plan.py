@@ -9,12 +9,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 from click.testing import CliRunner, Result
 
 from tests.daemon.gguf_files import Gguf
 from vistrald.cli import main
-from vistrald.gguf_source import CHUNK_BYTES
+from vistrald.gguf_header import read_header
+from vistrald.gguf_source import CHUNK_BYTES, FileSource
 from vistrald.settings import ModelSection
 from vistrald.sizing.words import WORDS
 
@@ -173,6 +175,36 @@ def test_a_source_that_is_nothing() -> None:
     assert "vistral-24b" in result.output
     assert "there is no Q9 of vistral-24b" in run("vistral-24b:Q9").output
     assert "--quantization Q9 is not known" in run("--quantization", "Q9").output
+
+
+def test_a_split_model_is_read_whole(tmp_path: Path, model_path: Path) -> None:
+    """The packaged model with its tensors in a second file."""
+    with FileSource(model_path) as source:
+        header = read_header(source)
+    reader = gguf.GGUFReader(model_path)
+    writer = gguf.GGUFWriter(tmp_path / "m-00001-of-00002.gguf", "llama")
+    for name in ("block_count", "context_length", "embedding_length", "feed_forward_length"):
+        writer.add_uint32(f"llama.{name}", header.values[f"llama.{name}"])
+    writer.add_uint32("llama.attention.head_count", 9)
+    writer.add_uint32("llama.attention.head_count_kv", 3)
+    second = gguf.GGUFWriter(tmp_path / "m-00002-of-00002.gguf", "llama")
+    for number, each in enumerate((writer, second)):
+        each.add_uint16("split.no", number)
+        each.add_uint16("split.count", 2)
+    for tensor in reader.tensors:
+        second.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    for each in (writer, second):
+        each.write_header_to_file()
+        each.write_kv_data_to_file()
+        each.write_tensors_to_file()
+        each.close()
+    parts = answer(tmp_path / "m-00001-of-00002.gguf")["chosen"]["bytes"]
+    whole = answer(model_path)["chosen"]["bytes"]
+    assert {key: parts[key] for key in ("weights", "kv_cache", "compute")} == {
+        key: whole[key] for key in ("weights", "kv_cache", "compute")
+    }
+    result = run(tmp_path / "m-00002-of-00002.gguf")
+    assert (result.exit_code, "name the first one" in result.output) == (2, True)
 
 
 def test_a_header_without_a_shape(tmp_path: Path) -> None:

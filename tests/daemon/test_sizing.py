@@ -22,14 +22,12 @@ from bench import synthetic
 from bench.control_group import limited
 from tests.daemon.helpers import wait_until
 from vistrald.engine import llama
-from vistrald.gguf_header import read_header
-from vistrald.gguf_source import FileSource
 from vistrald.settings import EngineSection, ModelSection
 from vistrald.sizing import catalogue, plan, rates
 from vistrald.sizing.account import Use, account, compute_buffer, kv_cache
 from vistrald.sizing.host import Host
-from vistrald.sizing.shape import Model, Shape, from_config, from_header
-from vistrald.sizing.source import resolve
+from vistrald.sizing.shape import Model, Shape, from_config
+from vistrald.sizing.source import read_file, resolve
 
 AVX2 = Host(
     memory=16 * 10**9,
@@ -53,11 +51,6 @@ USES = [
     Use(draft_tokens=63),
     Use(kv_type="q8_0"),
 ]
-
-
-def read(path: Path) -> Model:
-    with FileSource(path) as source:
-        return from_header(read_header(source))
 
 
 def sparse(path: Path, shape: synthetic.Shape) -> Path:
@@ -100,7 +93,7 @@ def test_the_compute_buffer_is_the_one_that_libllama_reserves(
 ) -> None:
     """libllama plans its graphs without allocating; at most 0.1 % of a 24B model's memory apart."""
     path = sparse(tmp_path / "model.gguf", SHAPES[name])
-    shape = read(path).shape
+    shape = read_file(path).shape
     parameters = C.llama_model_default_params()
     parameters.no_alloc, parameters.load_mode = True, C.LLAMA_LOAD_MODE_NONE
     model = C.llama_model_load_from_file(str(path).encode(), parameters)
@@ -282,7 +275,7 @@ def test_the_predicted_peak_is_the_measured_one(
             process.terminate()
             process.wait(30)
     engine = EngineSection(context_tokens=8192)
-    predicted = account(read(model_section.path), Use.of(engine), AVX2.repacked_types).peak
+    predicted = account(read_file(model_section.path), Use.of(engine), AVX2.repacked_types).peak
     assert abs(predicted - measured) < max(0.03 * measured, 10e6), (predicted, measured)
 
 
@@ -296,6 +289,6 @@ def _ready(url: str) -> bool:
 def test_a_config_that_exceeds_the_hosts_memory_is_refused(model_section: ModelSection) -> None:
     host = dataclasses.replace(AVX2, memory=psutil.virtual_memory().total, limit=200 * 10**6)
     with pytest.raises(plan.DoesNotFitError, match=r"needs 0\.\d\d GB .*, 0\.20 GB may be used"):
-        plan.check(read(model_section.path), EngineSection(), host)
+        plan.check(read_file(model_section.path), EngineSection(), host)
     roomy = dataclasses.replace(host, limit=None)
-    assert plan.check(read(model_section.path), EngineSection(), roomy).weights > 90e6
+    assert plan.check(read_file(model_section.path), EngineSection(), roomy).weights > 90e6

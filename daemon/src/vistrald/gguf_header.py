@@ -107,7 +107,14 @@ class Header:
 
     @property
     def architecture(self) -> str:
-        return str(self.values["general.architecture"])
+        """Empty for a further part of a split model: the first one says it."""
+        return str(self.values.get("general.architecture", ""))
+
+    @property
+    def parts(self) -> int:
+        """Files that the model is split into."""
+        count = self.values.get("split.count", 1)
+        return count if isinstance(count, int) and count else 1
 
     @property
     def chat_template(self) -> str | None:
@@ -132,6 +139,8 @@ def read_header(source: Source) -> Header:
             raise reader.error(f"key {key!r}", "there twice", "each key once")
         values[key] = _read_value(reader, key)
     alignment = _check_values(reader, values)
+    if not tensor_count and "split.count" not in values:
+        raise reader.error("tensor count", 0, "tensors")
     tensors = _read_tensors(reader, tensor_count, alignment)
     data_offset = _aligned(reader.position, alignment)
     _check_size(reader, data_offset, tensors, alignment)
@@ -155,8 +164,8 @@ def _read_counts(reader: Reader) -> tuple[int, int, int]:
             "convert the model anew",
         )
     tensors, keys = reader.number("Q", "tensor count"), reader.number("Q", "key count")
-    if not 0 < tensors <= TENSORS:
-        raise reader.error("tensor count", tensors, f"1 to {TENSORS}")
+    if tensors > TENSORS:
+        raise reader.error("tensor count", tensors, f"at most {TENSORS}")
     if keys > KEYS:
         raise reader.error("key count", keys, f"at most {KEYS}")
     return version, tensors, keys
@@ -206,7 +215,8 @@ def _read_scalars(
 def _check_values(reader: Reader, values: dict[str, Value]) -> int:
     """Those that the header itself needs; returns the alignment."""
     architecture = values.get("general.architecture")
-    if not isinstance(architecture, str) or not architecture:
+    further = architecture is None and values.get("split.no", 0) != 0
+    if not further and (not isinstance(architecture, str) or not architecture):
         raise reader.error("general.architecture", _shown(architecture), "a name such as 'llama'")
     template = values.get("tokenizer.chat_template", "")
     if not isinstance(template, str):
@@ -265,7 +275,8 @@ def _check_size(
     reader: Reader, data_offset: int, tensors: tuple[Tensor, ...], alignment: int
 ) -> None:
     """The data ends where the file does; its last bytes may be padding."""
-    end = data_offset + tensors[-1].offset + tensors[-1].size
+    # The first part of a split model may have no tensors, and then ends with its header.
+    end = data_offset + tensors[-1].offset + tensors[-1].size if tensors else reader.position
     size = reader.source.size
     if size < end:
         raise reader.error("file size", size, f"{end} bytes for the header's tensors")

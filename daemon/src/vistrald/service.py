@@ -22,14 +22,13 @@ from vistrald.engine.prompt import PromptEncoder
 from vistrald.engine.sampling import Sampling
 from vistrald.engine.sequence import DeadlineUnreachableError, Result, Stream
 from vistrald.engine.template import ChatTemplate, TemplateError
-from vistrald.gguf_header import read_header
-from vistrald.gguf_source import FileSource
 from vistrald.metrics import Metrics
 from vistrald.notify import Notifier
 from vistrald.settings import Settings
 from vistrald.sizing import plan
 from vistrald.sizing.host import this_host
-from vistrald.sizing.shape import ShapeError, from_header
+from vistrald.sizing.shape import ShapeError
+from vistrald.sizing.source import SourceError, read_file
 from vistrald.totals import Totals
 
 log = logging.getLogger(__name__)
@@ -214,9 +213,11 @@ class Service:
         """Before gigabytes are read: the kernel would end the process in the midst of them."""
         path = self.settings.model.path
         try:
-            with FileSource(path) as source:
-                model = from_header(read_header(source))
-        except ShapeError as error:  # an architecture of another kind may work all the same
+            model = read_file(path)
+        except (
+            ShapeError,
+            SourceError,
+        ) as error:  # an architecture of another kind may work all the same
             log.warning(logs.line("memory not planned", error=error))
             return
         host = this_host(path, measure=False)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import requests
 
@@ -46,6 +47,17 @@ class HttpSource:
                 f"{self.name}: the connection ended after {len(data)} of {count} bytes; try again"
             )
         return bytes(data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self._session.close()
 
     def _get(self, offset: int, count: int) -> requests.Response:
         headers = {"Range": f"bytes={offset}-{offset + count - 1}", "Accept-Encoding": "identity"}

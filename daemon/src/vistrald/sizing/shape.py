@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vistrald.gguf_header import Array, Header
+from vistrald.gguf_header import Array, Header, Tensor
 
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 MATRIX = 2  # dimensions
@@ -67,8 +67,8 @@ class Model:
     tied: tuple[str, int] | None = None
 
 
-def from_header(header: Header) -> Model:
-    """Raises ShapeError."""
+def from_header(header: Header, further: Sequence[Header] = ()) -> Model:
+    """`further`: the other parts of a split model. Raises ShapeError."""
     values, architecture = header.values, header.architecture
 
     def number(key: str, default: float | None = None) -> float:
@@ -85,7 +85,8 @@ def from_header(header: Header) -> Model:
             )
         return default
 
-    tensors = {tensor.name: tensor for tensor in header.tensors}
+    files = (header, *further)
+    tensors = {tensor.name: tensor for file in files for tensor in file.tensors}
     embedding = None if OUTPUT in tensors else tensors.get(EMBEDDING)
     heads = int(number("attention.head_count"))
     hidden = int(number("embedding_length"))
@@ -107,11 +108,11 @@ def from_header(header: Header) -> Model:
     return Model(
         name=str(values.get("general.name", header.source)),
         shape=shape,
-        quantization=_quantization(header),
-        file_size=header.file_size,
-        weights=header.weights,
-        repackable=_repackable(header),
-        parameters=float(sum(math.prod(tensor.dimensions) for tensor in header.tensors)),
+        quantization=_quantization(header, tensors.values()),
+        file_size=sum(file.file_size for file in files),
+        weights=sum(file.weights for file in files),
+        repackable=_repackable(tensors.values()),
+        parameters=float(sum(math.prod(tensor.dimensions) for tensor in tensors.values())),
         exact=True,
         tied=(embedding.kind, embedding.size) if embedding else None,
     )
@@ -162,21 +163,21 @@ def _length(header: Header, key: str) -> int:
     return value.length if isinstance(value, Array) else 0
 
 
-def _quantization(header: Header) -> str:
+def _quantization(header: Header, tensors: Iterable[Tensor]) -> str:
     """By the file's own word, else the type that most bytes are in."""
     named = FILE_TYPES.get(header.values.get("general.file_type"))  # type: ignore[arg-type]
     if named:
         return named
     sizes: dict[str, int] = {}
-    for tensor in header.tensors:
+    for tensor in tensors:
         sizes[tensor.kind] = sizes.get(tensor.kind, 0) + tensor.size
     return max(sizes, key=lambda kind: sizes[kind])
 
 
-def _repackable(header: Header) -> dict[str, int]:
+def _repackable(tensors: Iterable[Tensor]) -> dict[str, int]:
     """Of an embedding rows are only looked up."""
     sizes: dict[str, int] = {}
-    for tensor in header.tensors:
+    for tensor in tensors:
         matrix = len(tensor.dimensions) == MATRIX and tensor.dimensions[1] % ROWS_TOGETHER == 0
         if matrix and tensor.name != EMBEDDING:
             sizes[tensor.kind] = sizes.get(tensor.kind, 0) + tensor.size

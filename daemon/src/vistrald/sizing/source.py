@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vistrald.gguf_header import read_header
-from vistrald.gguf_source import FileSource, HeaderError, Source
+from vistrald.gguf_header import Header, read_header
+from vistrald.gguf_source import FileSource, HeaderError
 from vistrald.sizing import catalogue, remote
 from vistrald.sizing.shape import Model, Shape, ShapeError, from_config, from_header
 
-SPLIT = "split.count"  # GGUF key of a model in several files
+MOST_PARTS = 100  # that a split model is read from; the hub's largest have thirty
 
 
 class SourceError(Exception):
@@ -39,13 +39,12 @@ def resolve(source: str) -> Subject:
         if source.startswith(("http://", "https://")):
             if source.partition("?")[0].endswith(".json"):
                 return _of_config(source, remote.get_json(source, token))
-            return _of_file(remote.HttpSource(source, token))
+            return _of_file(read_model(source, lambda url: remote.HttpSource(url, token)))
         if source.partition(":")[0] in catalogue.read().models:
             return _of_catalogue(source)
         if source.endswith(".json"):
             return _of_config(source, json.loads(Path(source).read_text("utf-8")))
-        with FileSource(Path(source)) as file:
-            return _of_file(file)
+        return _of_file(read_file(Path(source)))
     except (HeaderError, ShapeError, remote.RemoteError) as error:
         raise SourceError(str(error)) from None
     except ValueError as error:
@@ -64,15 +63,35 @@ def _token(url: str) -> str | None:
     return os.environ.get("HF_TOKEN") if url.startswith(f"{hub}/") else None
 
 
-def _of_file(source: Source) -> Subject:
-    header = read_header(source)
-    parts = header.values.get(SPLIT, 1)
-    if parts != 1:
+def read_file(path: Path) -> Model:
+    """A local GGUF, all of its parts. Raises HeaderError, ShapeError, SourceError, OSError."""
+    return read_model(str(path), lambda name: FileSource(Path(name)))
+
+
+def read_model(name: str, opened: Callable[[str], FileSource | remote.HttpSource]) -> Model:
+    """The parts of a split model lie beside the first one, as libllama looks for them."""
+
+    def read(part: str) -> Header:
+        with opened(part) as source:
+            return read_header(source)
+
+    first = read(name)
+    if first.parts == 1:
+        return from_header(first)
+    ending = f"-00001-of-{first.parts:05}.gguf"
+    if not name.endswith(ending) or first.parts > MOST_PARTS:
         raise SourceError(
-            f"{source.name} is one of {parts} parts of a model; merge them with llama-gguf-split "
-            "--merge and name the result"
+            f"{name} is one of {first.parts} parts of a model; name the first one, …{ending} (at "
+            f"most {MOST_PARTS} parts are read)"
         )
-    file = from_header(header)
+    stem = name.removesuffix(ending)
+    numbers = range(2, first.parts + 1)
+    return from_header(
+        first, [read(f"{stem}-{number:05}-of-{first.parts:05}.gguf") for number in numbers]
+    )
+
+
+def _of_file(file: Model) -> Subject:
     return Subject(file.name, file.shape, lambda kind: catalogue.requantized(file, kind), file=file)
 
 
