@@ -17,6 +17,10 @@ def key(name: str, kind: int, value: bytes) -> bytes:
     return text(name) + struct.pack("<I", kind) + value
 
 
+def number(name: str, value: int) -> bytes:
+    return key(name, U32, struct.pack("<I", value))
+
+
 def array(kind: int, elements: list[bytes], length: int | None = None) -> bytes:
     """`length` is what the header claims, if not the truth."""
     count = len(elements) if length is None else length

@@ -9,14 +9,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.daemon.gguf_files import Gguf
+from tests.daemon.gguf_files import STRING, Gguf, key, number, text
 from vistrald.cli import main
-from vistrald.gguf_header import read_header
-from vistrald.gguf_source import CHUNK_BYTES, FileSource
+from vistrald.gguf_source import CHUNK_BYTES
 from vistrald.settings import ModelSection
 from vistrald.sizing.words import WORDS
 
@@ -177,34 +175,24 @@ def test_a_source_that_is_nothing() -> None:
     assert "--quantization Q9 is not known" in run("--quantization", "Q9").output
 
 
-def test_a_split_model_is_read_whole(tmp_path: Path, model_path: Path) -> None:
-    """The packaged model with its tensors in a second file."""
-    with FileSource(model_path) as source:
-        header = read_header(source)
-    reader = gguf.GGUFReader(model_path)
-    writer = gguf.GGUFWriter(tmp_path / "m-00001-of-00002.gguf", "llama")
-    for name in ("block_count", "context_length", "embedding_length", "feed_forward_length"):
-        writer.add_uint32(f"llama.{name}", header.values[f"llama.{name}"])
-    writer.add_uint32("llama.attention.head_count", 9)
-    writer.add_uint32("llama.attention.head_count_kv", 3)
-    second = gguf.GGUFWriter(tmp_path / "m-00002-of-00002.gguf", "llama")
-    for number, each in enumerate((writer, second)):
-        each.add_uint16("split.no", number)
-        each.add_uint16("split.count", 2)
-    for tensor in reader.tensors:
-        second.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    for each in (writer, second):
-        each.write_header_to_file()
-        each.write_kv_data_to_file()
-        each.write_tensors_to_file()
-        each.close()
-    parts = answer(tmp_path / "m-00001-of-00002.gguf")["chosen"]["bytes"]
-    whole = answer(model_path)["chosen"]["bytes"]
-    assert {key: parts[key] for key in ("weights", "kv_cache", "compute")} == {
-        key: whole[key] for key in ("weights", "kv_cache", "compute")
-    }
+def test_a_split_model_is_read_whole(tmp_path: Path) -> None:
+    """The shape stands in the first file, here without tensors; the second has nothing but them."""
+    shape = {"block_count": 2, "embedding_length": 8, "feed_forward_length": 16}
+    shape |= {"context_length": 512, "attention.head_count": 2}
+    keys = [key("general.architecture", STRING, text("llama"))]
+    keys += [number(f"llama.{name}", value) for name, value in shape.items()]
+    first = Gguf(keys=[*keys, number("split.count", 2)], tensors=[], data=b"")
+    first.write(tmp_path / "m-00001-of-00002.gguf")
+    second = Gguf(keys=[number("split.no", 1), number("split.count", 2)])
+    second.write(tmp_path / "m-00002-of-00002.gguf")
+    report = answer(tmp_path / "m-00001-of-00002.gguf", "--context", "256")
+    assert report["chosen"]["bytes"]["weights"] == 96
+    assert report["chosen"]["bytes"]["kv_cache"] == 256 * 2 * 8 * 2 * 2
     result = run(tmp_path / "m-00002-of-00002.gguf")
     assert (result.exit_code, "name the first one" in result.output) == (2, True)
+    (tmp_path / "m-00002-of-00002.gguf").unlink()
+    result = run(tmp_path / "m-00001-of-00002.gguf")
+    assert (result.exit_code, "m-00002-of-00002.gguf" in result.output) == (2, True)
 
 
 def test_a_header_without_a_shape(tmp_path: Path) -> None:

@@ -214,10 +214,8 @@ class Service:
         path = self.settings.model.path
         try:
             model = read_file(path)
-        except (
-            ShapeError,
-            SourceError,
-        ) as error:  # an architecture of another kind may work all the same
+        except (ShapeError, SourceError) as error:
+            # An architecture of another kind may work all the same.
             log.warning(logs.line("memory not planned", error=error))
             return
         host = this_host(path, measure=False)

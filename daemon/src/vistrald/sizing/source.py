@@ -52,7 +52,7 @@ def resolve(source: str) -> Subject:
     except OSError as error:
         names = ", ".join(catalogue.read().models)
         raise SourceError(
-            f"{source}: {error.strerror or error}; name a GGUF, its address, a config.json, or one "
+            f"{error.filename or source}: {error.strerror or error}; name a GGUF, its address, a config.json, or one "
             f"of the catalogue: {names}"
         ) from None
 
