@@ -52,8 +52,8 @@ def resolve(source: str) -> Subject:
     except OSError as error:
         names = ", ".join(catalogue.read().models)
         raise SourceError(
-            f"{error.filename or source}: {error.strerror or error}; name a GGUF, its address, a config.json, or one "
-            f"of the catalogue: {names}"
+            f"{error.filename or source}: {error.strerror or error}; name a GGUF, its address, a "
+            f"config.json, or one of the catalogue: {names}"
         ) from None
 
 
