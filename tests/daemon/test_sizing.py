@@ -244,7 +244,7 @@ def config(tmp_path: Path, model: ModelSection, engine: str = "") -> Path:
 def test_the_daemon_refuses_before_it_loads(tmp_path: Path, model_section: ModelSection) -> None:
     """In a control group that is too small: exit 4 with remedies, and nothing was killed for it."""
     serve = ["-m", "vistrald", "serve", "--config", str(config(tmp_path, model_section))]
-    with limited(270 * 10**6) as group:
+    with limited(300 * 10**6) as group:
         done = subprocess.run(
             group.command([sys.executable, *serve]), capture_output=True, text=True, check=False
         )

@@ -23,8 +23,9 @@ FLOAT = 4
 PROCESS = 77_000_000
 TOKEN_BYTES, MERGE_BYTES = 150, 139  # of libllama's vocabulary (measured, 32768 to 262144 tokens)
 
-# For what nobody planned: long request bodies, fragments of the heap, a graph that grows.
-RESERVE = 150_000_000
+# For what nobody planned: long request bodies, fragments of the heap. Measured peaks were above the
+# prediction by 32 MB and 2.5 % at most (docs/sizing.md).
+RESERVE_SHARE, LEAST_RESERVE = 0.01, 32_000_000
 
 
 @dataclass(frozen=True)
@@ -67,17 +68,20 @@ class Account:
     compute: int
     output: int
     process: int
-    reserve: int
 
     @property
     def peak(self) -> int:
         """What is expected to be measured."""
-        return self.total - self.reserve
+        return sum(asdict(self).values())
+
+    @property
+    def reserve(self) -> int:
+        return max(LEAST_RESERVE, int(RESERVE_SHARE * self.peak))
 
     @property
     def total(self) -> int:
         """What has to be there."""
-        return sum(asdict(self).values())
+        return self.peak + self.reserve
 
 
 def account(
@@ -96,7 +100,6 @@ def account(
         compute=compute_buffer(shape, use, tokens) + _work_buffer(shape, tokens),
         output=use.rows * shape.vocabulary * FLOAT,
         process=PROCESS + shape.vocabulary * TOKEN_BYTES + shape.merges * MERGE_BYTES,
-        reserve=RESERVE,
     )
 
 

@@ -221,7 +221,7 @@ def variant_as_dict(variant: Variant) -> dict[str, Any]:
         "exact": variant.model.exact,
         "file_bytes": variant.model.file_size,
         "bytes": vars(variant.account)
-        | {"peak": variant.account.peak, "total": variant.account.total},
+        | {name: getattr(variant.account, name) for name in ("peak", "reserve", "total")},
         "fits": variant.fits,
         "missing_bytes": variant.missing,
         "kl": variant.loss,
