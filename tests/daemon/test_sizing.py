@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -262,14 +263,17 @@ def test_the_predicted_peak_is_the_measured_one(
 ) -> None:
     """Of a small model, where the process is a third of it: within 3 %, or 10 MB."""
     path = config(tmp_path, model_section, "context_tokens = 8192")
-    path.write_text(path.read_text().replace(":0", ":18093"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    path.write_text(path.read_text().replace("127.0.0.1:0", address))
     command = [sys.executable, "-m", "vistrald", "serve", "--config", str(path)]
     with limited(2 * 10**9) as group:
         process = subprocess.Popen(group.command(command))
         try:
-            wait_until(lambda: _ready("http://127.0.0.1:18093"), 60)
+            wait_until(lambda: _ready(f"http://{address}"), 60)
             body = {"prompt": "law " * 1200, "max_tokens": 8, "best_effort": True}
-            requests.post("http://127.0.0.1:18093/api/v1/generate", json=body, timeout=60)
+            requests.post(f"http://{address}/api/v1/generate", json=body, timeout=60)
             measured = max(group.look(), group.peak)
         finally:
             process.terminate()
