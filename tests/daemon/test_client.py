@@ -26,7 +26,7 @@ from vistrald.settings import ModelSection
 GREEDY = {"temperature": 0, "max_tokens": 12}
 LONG = {"temperature": 0, "max_tokens": 400}
 QUESTION = "<s><system>Be brief.</system><user>What is theft?</user><bot>"
-COUNT = "<user>Count from 1 to 500, one number a line.</user><bot>"
+STORY = "Write a long story about a dog."  # greedily, of more than 400 tokens
 ARTICLE = "Статья 158 УК РФ. Кража — тайное хищение чужого имущества."
 
 
@@ -106,7 +106,9 @@ def test_a_legal_prompt_is_the_daemons_and_is_trusted(
     assert request["path"] == "/api/v1/generate"
     assert int(request["prompt_tokens"]) == len(encoder.encode_rendered(prompt))
     # Another process, which does not know the string, comes to the same tokens by its messages.
-    VistralService(settings(daemon)).generate_response(prompt, max_tokens=1)
+    other = VistralService(settings(daemon))
+    other.generate_response(prompt, max_tokens=1)
+    other.close()
     request = last_request(daemon)
     assert request["path"] == "/v1/chat/completions"
     assert int(request["prompt_tokens"]) == len(encoder.encode_rendered(prompt))
@@ -145,7 +147,7 @@ def test_the_first_piece_comes_while_the_daemon_computes(
     service: VistralService, daemon: Daemon
 ) -> None:
     async def first_then_stop() -> tuple[str, int]:
-        stream = service.stream_response(COUNT, **LONG)
+        stream = service.stream_response(STORY, **LONG)
         piece = await stream.__anext__()
         running = daemon.queue()["running"]
         await stream.aclose()
@@ -162,24 +164,27 @@ def test_the_first_piece_comes_while_the_daemon_computes(
     assert [stats[f"{kind}_requests"] for kind in ("total", "successful", "failed")] == [1, 0, 0]
 
 
-async def break_off(service: VistralService) -> None:
-    async for _ in service.stream_response(COUNT, **LONG):
+async def break_off(service: VistralService, daemon: Daemon) -> None:
+    async for _ in service.stream_response(STORY, **LONG):
         break
     await asyncio.sleep(0.5)  # the loop closes the generator; the program goes on
 
 
-async def cancel_the_consumer(service: VistralService) -> None:
-    task = asyncio.create_task(collected(service.stream_response(COUNT, **LONG)))
-    await asyncio.sleep(0.5)
-    task.cancel()
-    await asyncio.wait([task])
+async def cancel_the_consumer(service: VistralService, daemon: Daemon) -> None:
+    task = asyncio.create_task(collected(service.stream_response(STORY, **LONG)))
+    await cancelled_while_running(task, daemon)
 
 
-async def cancel_a_whole_answer(service: VistralService) -> None:
-    task = asyncio.create_task(service.generate_response_async(COUNT, **LONG))
-    await asyncio.sleep(0.5)
+async def cancel_a_whole_answer(service: VistralService, daemon: Daemon) -> None:
+    task = asyncio.create_task(service.generate_response_async(STORY, **LONG))
+    await cancelled_while_running(task, daemon)
+
+
+async def cancelled_while_running(task: asyncio.Task[str], daemon: Daemon) -> None:
+    await asyncio.to_thread(wait_until, lambda: daemon.queue()["running"])
     task.cancel()
     await asyncio.wait([task])
+    assert task.cancelled()
 
 
 @pytest.mark.parametrize("stop", [break_off, cancel_the_consumer, cancel_a_whole_answer])
@@ -187,7 +192,7 @@ def test_nobody_computes_for_a_consumer_that_stopped(
     stop: Any, service: VistralService, daemon: Daemon
 ) -> None:
     before = daemon.cancelled()
-    asyncio.run(stop(service))
+    asyncio.run(stop(service, daemon))
     wait_until(lambda: daemon.cancelled() == before + 1, 5)
     assert daemon.queue()["running"] == 0
 
@@ -224,7 +229,7 @@ def test_places_are_bounded_and_health_has_its_own(daemon: Daemon) -> None:
     )
 
     async def two() -> None:
-        first = service.stream_response(COUNT, **LONG)
+        first = service.stream_response(STORY, **LONG)
         await first.__anext__()
         assert await asyncio.to_thread(service.is_model_loaded)
         with pytest.raises(RuntimeError, match=r"Inference timeout: all 1 places"):
@@ -285,7 +290,7 @@ def everything():
     assert whole and whole == asyncio.run(stream(prompt)), whole
     assert asyncio.run(service.generate_response_async("<user>Hi</user><bot>", 4))
     async def stop():
-        async for _ in service.stream_response("Count from 1 to 500.", 300, 0.0):
+        async for _ in service.stream_response("Write a long story about a dog.", 300, 0.0):
             break
     asyncio.run(stop())
     try:

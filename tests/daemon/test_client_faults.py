@@ -21,7 +21,7 @@ import pytest
 from werkzeug.serving import make_server
 
 from tests.daemon.helpers import wait_until
-from tests.daemon.test_client import COUNT, LONG, last_request
+from tests.daemon.test_client import LONG, STORY, last_request
 from tests.daemon.test_serve import Daemon, Launcher, free_port
 from vistrald.api import create_app
 from vistrald.client.vistral_service import (
@@ -146,7 +146,7 @@ def test_a_daemon_that_is_killed_in_the_middle_of_an_answer(launcher: Launcher) 
 
     async def read() -> None:
         pieces = 0
-        async for _ in service.stream_response(COUNT, **LONG):
+        async for _ in service.stream_response(STORY, **LONG):
             pieces += 1
             if pieces == 1:
                 os.kill(int(children.split()[0]), signal.SIGKILL)
@@ -170,8 +170,8 @@ def daemon(
 
 
 def test_the_daemon_ends_an_answer_at_the_applications_deadline(daemon: Daemon) -> None:
-    with asking(daemon.url, timeout=2) as service:
-        assert service.generate_response(COUNT, **LONG)
+    with asking(daemon.url, timeout=1.5) as service:
+        assert service.generate_response(STORY, **LONG)
         assert last_request(daemon)["ended_by"] == "deadline"
         assert daemon.queue()["running"] == 0
 

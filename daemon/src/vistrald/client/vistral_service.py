@@ -33,7 +33,6 @@ import time
 from collections import OrderedDict
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterator,
     Awaitable,
     Coroutine,
     Generator,
@@ -415,8 +414,14 @@ class _Clock:
         return pause <= self.left - self.seconds / 2
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Call:
+    """`async with` gives the response with status 200, to be read.
+
+    Not a generator: of those that are open at its end, an event loop closes the inner ones first.
+    """
+
+    config: _Config
     client: httpx.AsyncClient
     path: str
     body: dict[str, Any] | None  # None: GET
@@ -424,13 +429,47 @@ class _Call:
     generates: bool = False
     silence: float | None = None  # seconds between two bytes; None: the clock's
 
-    def request(self) -> httpx.Request:
+    async def __aenter__(self) -> httpx.Response:
+        try:
+            self._response = await self._accepted()
+        except httpx.TransportError as error:
+            raise self._failure(error) from error
+        return self._response
+
+    async def __aexit__(self, _: Any, error: BaseException | None, __: Any) -> None:
+        await self._response.aclose()
+        if isinstance(error, httpx.TransportError):
+            raise self._failure(error) from error
+
+    async def _accepted(self) -> httpx.Response:
+        """Repeats only what cannot have begun: a refused connection, or 503 with Retry-After."""
+        backoff = 0.25
+        while True:
+            pause: float | None
+            try:
+                response = await self.client.send(self._request(), stream=True)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                problem: VistralError = VistralUnavailableError(
+                    f"Vistral is not available: no connection to {self.config.url} "
+                    f"({type(error).__name__}); is vistrald running, is VISTRAL_URL right?"
+                )
+                pause, backoff = backoff, backoff * 2
+            else:
+                if response.status_code == httpx.codes.OK:
+                    return response
+                problem = await _read_refusal(response)
+                pause = problem.retry_after
+            if pause is None or not self.clock.allows(pause):
+                raise problem
+            log.info("waiting %.3g s: %s", pause, problem)
+            await asyncio.sleep(pause)
+
+    def _request(self) -> httpx.Request:
         """With the time that is left now."""
         left = self.clock.left
         read = self.silence or left + (GRACE_SECONDS if self.generates else 0)
-        timeout = httpx.Timeout(
-            connect=min(CONNECT_SECONDS, left), read=read, write=left, pool=left
-        )
+        connect = min(CONNECT_SECONDS, left)
+        timeout = httpx.Timeout(connect=connect, read=read, write=left, pool=left)
         if self.body is None:
             return self.client.build_request("GET", self.path, timeout=timeout)
         body = dict(self.body)
@@ -443,6 +482,39 @@ class _Call:
         return self.client.build_request(
             "POST", self.path, content=content, headers=headers, timeout=timeout
         )
+
+    def _failure(self, error: httpx.TransportError) -> VistralError:
+        if isinstance(error, httpx.PoolTimeout):
+            places = self.config.max_concurrency
+            return _timed_out(f"all {places} places (VISTRAL_MAX_CONCURRENCY) were taken")
+        if isinstance(error, httpx.TimeoutException):
+            return _timed_out(f"no answer within {self.clock.seconds:g} s")
+        return self.lost()
+
+    def lost(self) -> VistralError:
+        return VistralUnavailableError(
+            f"Vistral is not available: the connection to {self.config.url} ended before the "
+            "answer did; the service may be restarting, ask again"
+        )
+
+
+def _timed_out(reason: str) -> VistralTimeoutError:
+    return VistralTimeoutError(
+        f"Inference timeout: {reason}; shorten the prompt or raise VISTRAL_INFERENCE_TIMEOUT"
+    )
+
+
+async def _read_refusal(response: httpx.Response) -> VistralError:
+    try:
+        content = await response.aread()
+    finally:
+        await response.aclose()
+    body = None
+    with contextlib.suppress(ValueError):  # a gateway's page
+        body = json.loads(content)
+    retry_after = response.headers.get("Retry-After", "")
+    seconds = float(retry_after) if retry_after.isdigit() else None
+    return _refusal(body, response.status_code, seconds)
 
 
 class _Events:
@@ -545,7 +617,7 @@ class VistralService:
                 answer = self._whole_answer(prompt, sampling, clock)
                 return await asyncio.wait_for(answer, clock.left + GRACE_SECONDS)
             except asyncio.TimeoutError:
-                raise self._timeout(clock) from None
+                raise _timed_out(f"no answer within {clock.seconds:g} s") from None
 
     def generate_response(
         self, prompt: str, max_tokens: int = 1024, temperature: float = 0.3, top_p: float = 0.8
@@ -562,9 +634,10 @@ class VistralService:
         sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
         clock = _Clock(self._config.inference_timeout)
         with self._stats.request():
-            some = ended = False
+            some = ended = cut = False
             events = _Events()
-            async with self._generation(prompt, sampling, clock, stream=True) as response:
+            call = await self._generation(prompt, sampling, clock, stream=True)
+            async with call as response:
                 async for chunk in response.aiter_bytes():
                     for data in events.feed(chunk):
                         if "error" in data:
@@ -576,10 +649,11 @@ class VistralService:
                             yield text
                         if data.get("finish_reason") or choice.get("finish_reason"):
                             ended = True
-                            if data.get("ended_by") == "deadline" and not some:
-                                raise self._timeout(clock)
+                            cut = data.get("ended_by") == "deadline"
             if not ended:
-                raise self._lost()
+                raise call.lost()
+            if cut and not some:
+                raise _timed_out(f"no word of the answer within {clock.seconds:g} s")
 
     def create_legal_prompt(self, question: str, context: str | None = None) -> str:
         """The question and its documents in the model's own format, made by the daemon."""
@@ -677,20 +751,19 @@ class VistralService:
         await self._json("/health/ready", None, _Clock(PROBE_SECONDS))
 
     async def _whole_answer(self, prompt: str, sampling: dict[str, Any], clock: _Clock) -> str:
-        async with self._generation(prompt, sampling, clock, stream=False) as response:
+        async with await self._generation(prompt, sampling, clock, stream=False) as response:
             data = _parse(await response.aread())
         if "choices" in data:
             text = _pick(data, "choices", 0, "message", "content")
         else:
             text = _pick(data, "response")
         if not text and data.get("ended_by") == "deadline":
-            raise self._timeout(clock)
+            raise _timed_out(f"no word of the answer within {clock.seconds:g} s")
         return str(text)
 
-    @contextlib.asynccontextmanager
     async def _generation(
         self, prompt: str, sampling: dict[str, Any], clock: _Clock, *, stream: bool
-    ) -> AsyncIterator[httpx.Response]:
+    ) -> _Call:
         config = self._config
         body = {
             **sampling,
@@ -709,79 +782,12 @@ class VistralService:
             body["stream"] = stream
         clients = await self._connections.clients()
         silence = SILENCE_SECONDS if stream else None
-        call = _Call(clients.answers, path, body, clock, generates=True, silence=silence)
-        async with self._answer(call) as response:
-            yield response
+        return _Call(config, clients.answers, path, body, clock, generates=True, silence=silence)
 
     async def _json(self, path: str, body: dict[str, Any] | None, clock: _Clock) -> Any:
         clients = await self._connections.clients()
-        async with self._answer(_Call(clients.control, path, body, clock)) as response:
+        async with _Call(self._config, clients.control, path, body, clock) as response:
             return _parse(await response.aread())
-
-    @contextlib.asynccontextmanager
-    async def _answer(self, call: _Call) -> AsyncIterator[httpx.Response]:
-        """The response with status 200, to be read."""
-        try:
-            response = await self._accepted(call)
-            try:
-                yield response
-            finally:
-                await response.aclose()
-        except httpx.TimeoutException as error:
-            raise self._timeout(call.clock, error) from error
-        except httpx.TransportError as error:
-            raise self._lost() from error
-
-    async def _accepted(self, call: _Call) -> httpx.Response:
-        """Repeats only what cannot have begun: a refused connection, or 503 with Retry-After."""
-        backoff = 0.25
-        while True:
-            pause: float | None
-            try:
-                response = await call.client.send(call.request(), stream=True)
-            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-                problem: VistralError = VistralUnavailableError(
-                    f"Vistral is not available: no connection to {self._config.url} "
-                    f"({type(error).__name__}); is vistrald running, is VISTRAL_URL right?"
-                )
-                pause, backoff = backoff, backoff * 2
-            else:
-                if response.status_code == httpx.codes.OK:
-                    return response
-                problem = await _read_refusal(response)
-                pause = problem.retry_after
-            if pause is None or not call.clock.allows(pause):
-                raise problem
-            log.info("waiting %.3g s: %s", pause, problem)
-            await asyncio.sleep(pause)
-
-    def _timeout(self, clock: _Clock, error: Exception | None = None) -> VistralTimeoutError:
-        reason = f"no answer within {clock.seconds:g} s"
-        if isinstance(error, httpx.PoolTimeout):
-            places = self._config.max_concurrency
-            reason = f"all {places} places (VISTRAL_MAX_CONCURRENCY) were taken"
-        return VistralTimeoutError(
-            f"Inference timeout: {reason}; shorten the prompt or raise VISTRAL_INFERENCE_TIMEOUT"
-        )
-
-    def _lost(self) -> VistralUnavailableError:
-        return VistralUnavailableError(
-            f"Vistral is not available: the connection to {self._config.url} ended before the "
-            "answer did; the service may be restarting, ask again"
-        )
-
-
-async def _read_refusal(response: httpx.Response) -> VistralError:
-    try:
-        content = await response.aread()
-    finally:
-        await response.aclose()
-    body = None
-    with contextlib.suppress(ValueError):  # a gateway's page
-        body = json.loads(content)
-    retry_after = response.headers.get("Retry-After", "")
-    seconds = float(retry_after) if retry_after.isdigit() else None
-    return _refusal(body, response.status_code, seconds)
 
 
 class _Done:
