@@ -278,7 +278,7 @@ def test_the_applications_rag_service(service: VistralService) -> None:
 
 # A process that has asked and then forks: gunicorn with --preload. Run with other versions too.
 DRIVE = """
-import asyncio, os, sys
+import asyncio, httpx, os, sys
 sys.path.insert(0, sys.argv[1])
 from vistral_service import vistral_service as service, VistralRequestError
 async def stream(prompt):
@@ -305,13 +305,15 @@ if os.fork() == 0:
     os._exit(0)
 assert os.wait()[1] == 0
 service.close()
+print(httpx.__version__)
 """
 
 
-def drive(python: str, daemon: Daemon) -> None:
+def drive(python: str, daemon: Daemon, **env: str) -> str:
+    """The version of httpx it was done with."""
     done = subprocess.run(
         [python, "-X", "dev", "-c", DRIVE, str(Path(client.__file__).parent)],
-        env={**os.environ, "VISTRAL_URL": daemon.url, "VISTRAL_INFERENCE_TIMEOUT": "300"},
+        env={**os.environ, "VISTRAL_URL": daemon.url, "VISTRAL_INFERENCE_TIMEOUT": "300", **env},
         capture_output=True,
         text=True,
         check=False,
@@ -321,6 +323,7 @@ def drive(python: str, daemon: Daemon) -> None:
     assert "ResourceWarning" not in done.stderr
     assert "Traceback" not in done.stderr
     assert daemon.queue()["running"] == 0
+    return done.stdout.strip()
 
 
 def test_in_a_process_of_its_own_and_after_a_fork(daemon: Daemon) -> None:
@@ -332,4 +335,4 @@ def test_the_oldest_httpx(daemon: Daemon, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = str(tmp_path / "venv/bin/python")
     subprocess.run([python, "-m", "pip", "install", "-q", "httpx==0.25.0"], check=True)
-    drive(python, daemon)
+    assert drive(python, daemon, PYTHONPATH="") == "0.25.0"

@@ -144,12 +144,17 @@ def test_the_settings_object_is_found_by_name(
     path.write_text(SOURCE.replace('\nSETTINGS = ""\n', '\nSETTINGS = "app_config:settings"\n'))
     monkeypatch.syspath_prepend(tmp_path)
     assert load(path).vistral_service._config.url == "http://10.0.0.7:80"
+    path.write_text(path.read_text().replace("app_config:settings", "app_config:none"))
+    with pytest.raises(RuntimeError, match=r"SETTINGS = 'app_config:none' in .* no attribute"):
+        load(path).vistral_service.generate_response("?")
 
 
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
         ("VISTRAL_URL", "localhost:8080", "http://"),
+        ("VISTRAL_URL", "http://", "a host"),
+        ("VISTRAL_URL", "http://host:port", "a host"),
         ("VISTRAL_INFERENCE_TIMEOUT", "soon", "from 1 to 600"),
         ("VISTRAL_INFERENCE_TIMEOUT", "0", "from 1 to 600"),
         ("VISTRAL_MAX_CONCURRENCY", "1000", "from 1 to 64"),

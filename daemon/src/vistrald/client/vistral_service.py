@@ -163,8 +163,12 @@ def _read_config(settings: Any) -> _Config:
         raise VistralError(f"{name} = {value!r}: a number from {least:g} to {most:g} is expected")
 
     url = str(given("VISTRAL_URL") or "http://127.0.0.1:8080").rstrip("/")
-    if not url.startswith(("http://", "https://")):
-        raise VistralError(f"VISTRAL_URL = {url!r}: it must begin with http:// or https://")
+    try:
+        host = httpx.URL(url).host
+    except httpx.InvalidURL:
+        host = ""
+    if not host or not url.startswith(("http://", "https://")):
+        raise VistralError(f"VISTRAL_URL = {url!r}: http:// or https:// and a host are expected")
     stop = given("VISTRAL_STOP_TOKENS") or []
     if isinstance(stop, str):
         try:
@@ -179,7 +183,7 @@ def _read_config(settings: Any) -> _Config:
         load_timeout=number("VISTRAL_LOAD_TIMEOUT", 300, 1, 3600),
         max_concurrency=int(number("VISTRAL_MAX_CONCURRENCY", 8, 1, 64)),
         repeat_penalty=number("VISTRAL_REPEAT_PENALTY", None, 0.01, 2),
-        stop=[text for text in stop if text.strip()],
+        stop=[str(text) for text in stop if str(text).strip()],
     )
 
 
@@ -187,7 +191,10 @@ def _settings_object() -> Any:
     if not SETTINGS:
         return None
     module, _, attribute = SETTINGS.partition(":")
-    return getattr(importlib.import_module(module, __package__), attribute)
+    try:
+        return getattr(importlib.import_module(module, __package__), attribute)
+    except (ImportError, AttributeError) as error:
+        raise VistralError(f"SETTINGS = {SETTINGS!r} in {__file__}: {error}") from error
 
 
 # --- Prompts -------------------------------------------------------------------------------------
@@ -394,8 +401,9 @@ class _Connections:
         """Ends the thread; calls that wait in it are cancelled. A later call starts a new one."""
         with self._lock:
             thread, self._thread = self._thread, None
+            if thread:
+                self._loop.call_soon_threadsafe(self._stop.set)
         if thread:
-            self._loop.call_soon_threadsafe(self._stop.set)
             thread.join()
 
 
@@ -432,13 +440,13 @@ class _Call:
     async def __aenter__(self) -> httpx.Response:
         try:
             self._response = await self._accepted()
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise self._failure(error) from error
         return self._response
 
     async def __aexit__(self, _: Any, error: BaseException | None, __: Any) -> None:
         await self._response.aclose()
-        if isinstance(error, httpx.TransportError):
+        if isinstance(error, httpx.RequestError):
             raise self._failure(error) from error
 
     async def _accepted(self) -> httpx.Response:
@@ -483,7 +491,7 @@ class _Call:
             "POST", self.path, content=content, headers=headers, timeout=timeout
         )
 
-    def _failure(self, error: httpx.TransportError) -> VistralError:
+    def _failure(self, error: httpx.RequestError) -> VistralError:
         if isinstance(error, httpx.PoolTimeout):
             places = self.config.max_concurrency
             return _timed_out(f"all {places} places (VISTRAL_MAX_CONCURRENCY) were taken")
