@@ -241,6 +241,24 @@ def test_places_are_bounded_and_health_has_its_own(daemon: Daemon) -> None:
     service.close()
 
 
+def test_waiting_for_a_place_is_of_the_requests_own_time(daemon: Daemon) -> None:
+    """Else the daemon would go on with an answer that nobody waits for any more."""
+    service = VistralService(
+        settings(daemon, VISTRAL_INFERENCE_TIMEOUT=5, VISTRAL_MAX_CONCURRENCY=1)
+    )
+
+    async def two() -> str:
+        first = service.stream_response(STORY, **LONG)
+        await first.__anext__()
+        second = asyncio.create_task(service.generate_response_async(STORY, **LONG))
+        await asyncio.sleep(3)
+        await first.aclose()
+        return await second
+
+    assert asyncio.run(two())
+    service.close()
+
+
 def test_loading_is_the_daemons_own(service: VistralService) -> None:
     async def in_a_loop() -> None:
         await service.ensure_model_loaded_async()

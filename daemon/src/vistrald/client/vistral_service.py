@@ -309,13 +309,15 @@ class _KnownPrompts:
 # --- Connections ---------------------------------------------------------------------------------
 
 
-class _Clients(NamedTuple):
-    answers: httpx.AsyncClient
-    control: httpx.AsyncClient
+class _Pool(NamedTuple):
+    """What one event loop has."""
+
+    client: httpx.AsyncClient
+    places: asyncio.Semaphore  # for answers
 
 
 class _Connections:
-    """Clients for each event loop, and an event loop in a thread for the sync calls.
+    """A pool for each event loop, and an event loop in a thread for the sync calls.
 
     They belong to one process: after a fork, neither the sockets nor the thread are the child's.
     """
@@ -324,13 +326,13 @@ class _Connections:
         self.pid = os.getpid()
         self._config = config
         self._lock = threading.Lock()
-        self._of_loop: dict[asyncio.AbstractEventLoop, tuple[Any, _Clients]] = {}
+        self._of_loop: dict[asyncio.AbstractEventLoop, tuple[Any, _Pool]] = {}
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop
         self._stop: asyncio.Event
         self._ssl: ssl.SSLContext | None = None
 
-    async def clients(self) -> _Clients:
+    async def pool(self) -> _Pool:
         """Those of the running loop."""
         loop = asyncio.get_running_loop()
         with self._lock:
@@ -342,20 +344,17 @@ class _Connections:
                 self._of_loop[loop] = (holder, await holder.__anext__())
             return self._of_loop[loop][1]
 
-    async def _hold(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[_Clients, None]:
+    async def _hold(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[_Pool, None]:
         """A generator, since asyncio.run and its like close those that are open at a loop's end."""
-        clients = _Clients(
-            self._new_client(self._config.max_concurrency), self._new_client(CONTROL_CONNECTIONS)
-        )
+        pool = _Pool(self._new_client(), asyncio.Semaphore(self._config.max_concurrency))
         try:
-            yield clients
+            yield pool
         finally:
             with self._lock:
                 self._of_loop.pop(loop, None)
-            await clients.answers.aclose()
-            await clients.control.aclose()
+            await pool.client.aclose()
 
-    def _new_client(self, connections: int) -> httpx.AsyncClient:
+    def _new_client(self) -> httpx.AsyncClient:
         config = self._config
         if self._ssl is None:
             self._ssl = httpx.create_ssl_context()
@@ -368,7 +367,7 @@ class _Connections:
             base_url=config.url,
             headers={"Authorization": f"Bearer {config.api_key}"} if config.api_key else {},
             verify=self._ssl,
-            limits=httpx.Limits(max_connections=connections),
+            limits=httpx.Limits(max_connections=config.max_concurrency + CONTROL_CONNECTIONS),
             trust_env=False,  # a proxy of the environment must not see confidential texts
         )
 
@@ -434,20 +433,41 @@ class _Call:
     path: str
     body: dict[str, Any] | None  # None: GET
     clock: _Clock
-    generates: bool = False
-    silence: float | None = None  # seconds between two bytes; None: the clock's
+    places: asyncio.Semaphore | None = None  # of answers; None: not an answer
+    streams: bool = False
 
     async def __aenter__(self) -> httpx.Response:
+        await self._take_place()
         try:
             self._response = await self._accepted()
-        except httpx.RequestError as error:
-            raise self._failure(error) from error
+        except BaseException as error:
+            self._leave_place()
+            if isinstance(error, httpx.RequestError):
+                raise self._failure(error) from error
+            raise
         return self._response
 
     async def __aexit__(self, _: Any, error: BaseException | None, __: Any) -> None:
-        await self._response.aclose()
+        try:
+            await self._response.aclose()
+        finally:
+            self._leave_place()
         if isinstance(error, httpx.RequestError):
             raise self._failure(error) from error
+
+    async def _take_place(self) -> None:
+        """Before the request is made: it names the time that is left then."""
+        if self.places:
+            try:
+                await asyncio.wait_for(self.places.acquire(), self.clock.left)
+            except asyncio.TimeoutError:
+                places = self.config.max_concurrency
+                reason = f"all {places} places (VISTRAL_MAX_CONCURRENCY) were taken"
+                raise _timed_out(reason) from None
+
+    def _leave_place(self) -> None:
+        if self.places:
+            self.places.release()
 
     async def _accepted(self) -> httpx.Response:
         """Repeats only what cannot have begun: a refused connection, or 503 with Retry-After."""
@@ -475,13 +495,15 @@ class _Call:
     def _request(self) -> httpx.Request:
         """With the time that is left now."""
         left = self.clock.left
-        read = self.silence or left + (GRACE_SECONDS if self.generates else 0)
+        read = left + (GRACE_SECONDS if self.places else 0)
+        if self.streams:
+            read = min(read, SILENCE_SECONDS)
         connect = min(CONNECT_SECONDS, left)
         timeout = httpx.Timeout(connect=connect, read=read, write=left, pool=left)
         if self.body is None:
             return self.client.build_request("GET", self.path, timeout=timeout)
         body = dict(self.body)
-        if self.generates:
+        if self.places:
             # A little less than what is left: the answer's way back takes time as well.
             body["deadline_seconds"] = max(0.1, round(left * 0.95, 2))
         # Not httpx's JSON: some of its versions raise UnicodeEncodeError at half a surrogate pair.
@@ -492,11 +514,8 @@ class _Call:
         )
 
     def _failure(self, error: httpx.RequestError) -> VistralError:
-        if isinstance(error, httpx.PoolTimeout):
-            places = self.config.max_concurrency
-            return _timed_out(f"all {places} places (VISTRAL_MAX_CONCURRENCY) were taken")
         if isinstance(error, httpx.TimeoutException):
-            return _timed_out(f"no answer within {self.clock.seconds:g} s")
+            return _timed_out(f"no sign of an answer, of {self.clock.seconds:g} s at most")
         return self.lost()
 
     def lost(self) -> VistralError:
@@ -788,13 +807,12 @@ class VistralService:
             body["model"] = _pick(models, "data", 0, "id")
             body["messages"] = read_prompt(prompt)
             body["stream"] = stream
-        clients = await self._connections.clients()
-        silence = SILENCE_SECONDS if stream else None
-        return _Call(config, clients.answers, path, body, clock, generates=True, silence=silence)
+        pool = await self._connections.pool()
+        return _Call(config, pool.client, path, body, clock, places=pool.places, streams=stream)
 
     async def _json(self, path: str, body: dict[str, Any] | None, clock: _Clock) -> Any:
-        clients = await self._connections.clients()
-        async with _Call(self._config, clients.control, path, body, clock) as response:
+        pool = await self._connections.pool()
+        async with _Call(self._config, pool.client, path, body, clock) as response:
             return _parse(await response.aread())
 
 
