@@ -333,7 +333,7 @@ class _Connections:
         self._ssl: ssl.SSLContext | None = None
 
     async def pool(self) -> _Pool:
-        """Those of the running loop."""
+        """That of the running loop."""
         loop = asyncio.get_running_loop()
         with self._lock:
             if loop not in self._of_loop:
@@ -479,14 +479,14 @@ class _Call:
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 problem: VistralError = VistralUnavailableError(
                     f"Vistral is not available: no connection to {self.config.url} "
-                    f"({type(error).__name__}); is vistrald running, is VISTRAL_URL right?"
+                    f"({error}); is vistrald running, is VISTRAL_URL right?"
                 )
                 pause, backoff = backoff, backoff * 2
             else:
                 if response.status_code == httpx.codes.OK:
                     return response
                 problem = await _read_refusal(response)
-                pause = problem.retry_after
+                pause = problem.retry_after if response.status_code in {429, 503} else None
             if pause is None or not self.clock.allows(pause):
                 raise problem
             log.info("waiting %.3g s: %s", pause, problem)
@@ -515,7 +515,8 @@ class _Call:
 
     def _failure(self, error: httpx.RequestError) -> VistralError:
         if isinstance(error, httpx.TimeoutException):
-            return _timed_out(f"no sign of an answer, of {self.clock.seconds:g} s at most")
+            silent = f"{self.config.url} says nothing to {self.path}"
+            return _timed_out(f"{silent}, which has {self.clock.seconds:g} s", "is vistrald well?")
         return self.lost()
 
     def lost(self) -> VistralError:
@@ -525,10 +526,10 @@ class _Call:
         )
 
 
-def _timed_out(reason: str) -> VistralTimeoutError:
-    return VistralTimeoutError(
-        f"Inference timeout: {reason}; shorten the prompt or raise VISTRAL_INFERENCE_TIMEOUT"
-    )
+def _timed_out(
+    reason: str, remedy: str = "shorten the prompt or raise VISTRAL_INFERENCE_TIMEOUT"
+) -> VistralTimeoutError:
+    return VistralTimeoutError(f"Inference timeout: {reason}; {remedy}")
 
 
 async def _read_refusal(response: httpx.Response) -> VistralError:
