@@ -352,5 +352,5 @@ def test_in_a_process_of_its_own_and_after_a_fork(daemon: Daemon) -> None:
 def test_the_oldest_httpx(daemon: Daemon, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = str(tmp_path / "venv/bin/python")
-    subprocess.run([python, "-m", "pip", "install", "-q", "httpx==0.25.0"], check=True)
+    subprocess.run([python, "-I", "-m", "pip", "install", "-q", "httpx==0.25.0"], check=True)
     assert drive(python, daemon, PYTHONPATH="") == "0.25.0"
