@@ -27,7 +27,7 @@ def variants(request: dict[str, Any]) -> dict[str, Callable[[], Callable[[], Ste
 def _load(path: Path, threads: int) -> Callable[[], Step]:
     model = Model(path, SETTINGS)
     context = Context(model, SETTINGS, threads)
-    sampler = Sampler(model.vocabulary, Sampling(temperature=0))
+    sampler = Sampler(model.vocabulary, Sampling(max_tokens=1))
 
     def start() -> Step:
         context.forget(SLOT)

@@ -29,7 +29,7 @@ def _load(folder: str, dtype: torch.dtype) -> Callable[[], Step]:
         def step(tokens: list[int]) -> int:
             done = model(
                 input_ids=torch.tensor([tokens]),
-                past_key_values=cache,
+                cache=cache,
                 use_cache=True,
                 logits_to_keep=1,
             )

@@ -1,0 +1,58 @@
+"""From rates of what was tried to rates of the 24B model.
+
+A token's time is taken as proportional to the weights that it is multiplied with. Of the small real
+model that holds badly where a framework's fixed cost for each operation counts: it is too
+pessimistic. The wide one, a single layer of exactly the 24B's matrices, leaves next to none of
+that cost and no cache that the weights would fit in; it is believed where it ran. Both together are
+the estimate's range.
+"""
+
+from dataclasses import dataclass
+
+from vistrald.frameworks.shape import VISTRAL_24B
+
+# Without the wide trial, by how much the small model's estimate has been seen to be wrong.
+SMALL_ALONE = 8.0
+
+
+@dataclass(frozen=True)
+class Range:
+    """Tokens a second of the 24B model."""
+
+    low: float
+    likely: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    prefill: Range
+    decode: Range
+
+    def answer_tokens(self, seconds: float, prompt: int) -> float:
+        """Tokens of an answer within so many seconds to a prompt of so many new tokens."""
+        return max(0.0, seconds - prompt / self.prefill.likely) * self.decode.likely
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Tokens a second, and how many weights each of them was multiplied with."""
+
+    prefill: float
+    decode: float
+    multiplied: int
+
+
+def estimate(small: Measured, wide: Measured | None) -> Estimate:
+    def scaled(rate: str) -> Range:
+        first = _scaled(getattr(small, rate), small.multiplied)
+        if wide is None:
+            return Range(first / SMALL_ALONE, first, first * SMALL_ALONE)
+        likely = _scaled(getattr(wide, rate), wide.multiplied)
+        return Range(min(first, likely), likely, max(first, likely))
+
+    return Estimate(prefill=scaled("prefill"), decode=scaled("decode"))
+
+
+def _scaled(rate: float, multiplied: int) -> float:
+    return rate * multiplied / VISTRAL_24B.multiplied
