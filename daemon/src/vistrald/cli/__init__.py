@@ -3,7 +3,7 @@
 import click
 
 from vistrald import __version__
-from vistrald.cli import client, service, tuning
+from vistrald.cli import client, frameworks, service, tuning
 
 
 @click.group()
@@ -20,5 +20,6 @@ for command in (
     client.ask,
     client.warm,
     tuning.tune,
+    frameworks.frameworks,
 ):
     main.add_command(command)

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 import requests
 
 from vistrald.frameworks.packages import PIP
-from vistrald.frameworks.process import StepFailed, run
+from vistrald.frameworks.process import Limits, StepError, run
 
 RESOLVE_SECONDS = 300
 INSTALL_SECONDS = 900
@@ -34,16 +34,16 @@ class Download:
 
 class Environment:
     def __init__(self, folder: Path, indexes: list[str]) -> None:
-        """Raises StepFailed: kind `install`."""
+        """Raises StepError: kind `install`."""
         self.folder = folder
         self.python = folder / "bin" / "python"
         self._indexes = [f"--extra-index-url={index}" for index in indexes]
         command = [sys.executable, "-m", "venv", str(folder)]
-        run(command, seconds=INSTALL_SECONDS, kind="install")
+        run(command, Limits(INSTALL_SECONDS), kind="install")
         self._pip(["install", PIP], INSTALL_SECONDS)
 
     def resolve(self, requirements: tuple[str, ...]) -> list[Download]:
-        """What would be fetched, the largest first. Raises StepFailed: `install` or `timeout`."""
+        """What would be fetched, the largest first. Raises StepError: `install` or `timeout`."""
         out = self._pip(
             ["install", "--dry-run", "--ignore-installed", "--report=-", *requirements],
             RESOLVE_SECONDS,
@@ -57,12 +57,12 @@ class Environment:
             with ThreadPoolExecutor(8) as pool:
                 sizes = list(pool.map(_size, [url for _, _, url in found]))
         except (requests.RequestException, OSError, KeyError) as error:
-            raise StepFailed("install", f"no size of a wheel: {error}") from None
+            raise StepError("install", f"no size of a wheel: {error}") from None
         downloads = [Download(*each, size) for each, size in zip(found, sizes, strict=True)]
         return sorted(downloads, key=lambda each: -each.bytes)
 
     def install(self, downloads: list[Download], requirements: tuple[str, ...]) -> float:
-        """Seconds. Raises StepFailed: `disk`, `install` or `timeout`."""
+        """Seconds. Raises StepError: `disk`, `install` or `timeout`."""
         total = sum(each.bytes for each in downloads)
         check_disk(self.folder, UNPACKED * total)
         began = time.monotonic()
@@ -76,18 +76,17 @@ class Environment:
         options = ["--quiet", "--no-input", "--only-binary=:all:", *self._indexes]
         return run(
             [str(self.python), "-m", "pip", command, *options, *rest],
-            seconds=seconds,
-            file_bytes=file_bytes,
+            Limits(seconds, file_bytes=file_bytes),
             kind="install",
         )
 
 
 def check_disk(folder: Path, needed: int) -> None:
-    """Raises StepFailed: kind `disk`."""
+    """Raises StepError: kind `disk`."""
     there = next(each for each in (folder, *folder.parents) if each.exists())
     free = shutil.disk_usage(there).free
     if needed > free:
-        raise StepFailed("disk", f"{there}: {needed / 1e9:.1f} GB > {free / 1e9:.1f} GB")
+        raise StepError("disk", f"{there}: {needed / 1e9:.1f} GB > {free / 1e9:.1f} GB")
 
 
 def _size(url: str) -> int:
@@ -95,7 +94,7 @@ def _size(url: str) -> int:
     if parts.scheme == "file":
         return Path(unquote(parts.path)).stat().st_size
     # The certificates that pip is told to trust, where it is told so.
-    verify = os.environ.get("PIP_CERT", True)
+    verify = os.environ.get("PIP_CERT") or True
     response = requests.head(url, timeout=ATTEMPT_SECONDS, allow_redirects=True, verify=verify)
     response.raise_for_status()
     return int(response.headers["Content-Length"])

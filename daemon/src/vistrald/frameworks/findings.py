@@ -25,6 +25,7 @@ class Rates(_Data):
     load_seconds: float
     prefill: float
     decode: float
+    cores: float  # at work while decoding
     prompt_tokens: int
     answer: list[int]
 

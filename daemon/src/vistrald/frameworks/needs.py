@@ -98,6 +98,4 @@ def best_fit(found: list[Need]) -> Need | None:
 
 def _weight_bits(each: Format, shape: Shape) -> float:
     norms = shape.parameters - shape.linear - 2 * shape.embedding
-    return (
-        shape.linear * each.linear_bits + 2 * shape.embedding * each.embedding_bits + norms * 16
-    )
+    return shape.linear * each.linear_bits + 2 * shape.embedding * each.embedding_bits + norms * 16

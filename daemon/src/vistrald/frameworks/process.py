@@ -5,12 +5,13 @@ import os
 import resource
 import signal
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 SAID = 600  # characters of what a failed process said last
 
 
-class StepFailed(Exception):
+class StepError(Exception):
     """Why a step did not come to its end: a kind that reports translate, and the evidence."""
 
     def __init__(self, kind: str, detail: str) -> None:
@@ -19,27 +20,34 @@ class StepFailed(Exception):
         self.detail = detail
 
 
+@dataclass(frozen=True)
+class Limits:
+    """Seconds; bytes of memory, and of each file that is written."""
+
+    seconds: float
+    memory: int | None = None
+    file_bytes: int | None = None
+
+
 def run(
     command: list[str],
+    limits: Limits,
     *,
-    seconds: float,
-    memory: int | None = None,
-    file_bytes: int | None = None,
     cwd: Path | None = None,
     stdin: str = "",
     kind: str = "failed",
 ) -> str:
-    """What it wrote to standard output. Raises StepFailed; leaves no process behind.
+    """What it wrote to standard output. Raises StepError; leaves no process behind.
 
     Memory is limited by RLIMIT_DATA: pages that cannot be given back, which mapped files and
     address space that is only reserved are not.
     """
 
     def limit() -> None:
-        if memory is not None:
-            resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
-        if file_bytes is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+        if limits.memory is not None:
+            resource.setrlimit(resource.RLIMIT_DATA, (limits.memory, limits.memory))
+        if limits.file_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limits.file_bytes, limits.file_bytes))
 
     process = subprocess.Popen(
         command,
@@ -53,9 +61,9 @@ def run(
         preexec_fn=limit,  # noqa: PLW1509 (this process starts no threads before)
     )
     try:
-        out, err = process.communicate(stdin, timeout=seconds)
+        out, err = process.communicate(stdin, timeout=limits.seconds)
     except subprocess.TimeoutExpired:
-        raise StepFailed("timeout", f"{seconds:.0f} s: {' '.join(command[-3:])}") from None
+        raise StepError("timeout", f"{limits.seconds:.0f} s: {' '.join(command[-3:])}") from None
     finally:
         # Children of its own too, and on Ctrl+C.
         with contextlib.suppress(ProcessLookupError):
@@ -64,7 +72,7 @@ def run(
     if process.returncode != 0:
         said = err.strip()[-SAID:] or f"exit status {process.returncode}"
         short = any(word in err for word in ("MemoryError", "bad_alloc", "not enough memory"))
-        if memory is not None and (short or process.returncode == -signal.SIGKILL):
-            raise StepFailed("memory", f"{memory / 1e9:.1f} GB: {said}")
-        raise StepFailed(kind, said)
+        if limits.memory is not None and (short or process.returncode == -signal.SIGKILL):
+            raise StepError("memory", f"{limits.memory / 1e9:.1f} GB: {said}")
+        raise StepError(kind, said)
     return out

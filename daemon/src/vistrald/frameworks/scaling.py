@@ -33,6 +33,10 @@ class Estimate:
         """Tokens of an answer within so many seconds to a prompt of so many new tokens."""
         return max(0.0, seconds - prompt / self.prefill.likely) * self.decode.likely
 
+    def most_answer_tokens(self, seconds: float, prompt: int) -> float:
+        """The same at the upper ends of the ranges."""
+        return max(0.0, seconds - prompt / self.prefill.high) * self.decode.high
+
 
 @dataclass(frozen=True)
 class Measured:

@@ -18,7 +18,7 @@ from vistrald.frameworks.environment import Download, Environment, check_disk
 from vistrald.frameworks.findings import Finding, Model, Obstacle, Survey, Trial
 from vistrald.frameworks.host import describe, memory_for_trials
 from vistrald.frameworks.packages import Candidate
-from vistrald.frameworks.process import StepFailed, run
+from vistrald.frameworks.process import Limits, StepError, run
 from vistrald.frameworks.shape import VISTRAL_24B
 
 PROMPT = "What is the capital of France, and what is it known for?"
@@ -51,7 +51,7 @@ class Plan:
 
 
 def survey(plan: Plan, tell: Callable[[str], None]) -> Survey:
-    """Raises StepFailed if the model itself cannot be read or there is no room for it."""
+    """Raises StepError if the model itself cannot be read or there is no room for it."""
     with TemporaryDirectory(prefix="vistral-frameworks-", dir=plan.scratch) as scratch:
         return _Survey(plan, Path(scratch), tell).run()
 
@@ -86,7 +86,7 @@ class _Survey:
             self._tell("a layer as wide as the 24B model's")
             try:
                 self._write("wide", WIDE_PARAMETERS, wide=True)
-            except StepFailed as failed:
+            except StepError as failed:
                 self._wide_obstacle = _obstacle(failed)
         return Model(
             name=path.name,
@@ -125,7 +125,7 @@ class _Survey:
             seconds = environment.install(downloads, candidate.requirements)
             finding = finding.model_copy(update={"install_seconds": seconds})
             return self._trials(candidate, finding, environment.python)
-        except StepFailed as failed:
+        except StepError as failed:
             return finding.model_copy(update={"obstacle": _obstacle(failed)})
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -133,7 +133,7 @@ class _Survey:
     def _check_download(self, finding: Finding) -> None:
         needed = finding.download_bytes or 0
         if needed > self._left:
-            raise StepFailed("download", f"{needed / 1e9:.2f} GB > {self._left / 1e9:.2f} GB")
+            raise StepError("download", f"{needed / 1e9:.2f} GB > {self._left / 1e9:.2f} GB")
         self._left -= needed
 
     def _trials(self, candidate: Candidate, finding: Finding, python: Path | None) -> Finding:
@@ -148,7 +148,7 @@ class _Survey:
                     update["wide"] = self._trial(candidate, python, "wide")
             else:
                 update["wide_obstacle"] = self._wide_obstacle
-        except StepFailed as failed:
+        except StepError as failed:
             update["wide_obstacle" if "small" in update else "obstacle"] = _obstacle(failed)
         return finding.model_copy(update=update)
 
@@ -201,11 +201,10 @@ class _Survey:
     def _run(self, command: list[str], request: dict[str, Any], seconds: float, kind: str) -> Any:
         memory = memory_for_trials()
         if memory <= 0:
-            raise StepFailed("memory", f"{memory / 1e9:.1f} GB")
+            raise StepError("memory", f"{memory / 1e9:.1f} GB")
         out = run(
             command,
-            seconds=seconds,
-            memory=memory,
+            Limits(seconds, memory=memory),
             cwd=self._scratch,
             stdin=json.dumps(request),
             kind=kind,
@@ -213,7 +212,7 @@ class _Survey:
         try:
             return json.loads(out.splitlines()[-1])
         except (IndexError, ValueError):
-            raise StepFailed(kind, f"{command[-1]}: {out[-300:]!r}") from None
+            raise StepError(kind, f"{command[-1]}: {out[-300:]!r}") from None
 
 
 def _resolved(finding: Finding, candidate: Candidate, downloads: list[Download]) -> Finding:
@@ -225,5 +224,5 @@ def _resolved(finding: Finding, candidate: Candidate, downloads: list[Download])
     )
 
 
-def _obstacle(failed: StepFailed) -> Obstacle:
+def _obstacle(failed: StepError) -> Obstacle:
     return Obstacle(kind=failed.kind, detail=failed.detail)

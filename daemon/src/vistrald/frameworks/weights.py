@@ -53,7 +53,7 @@ class Weights:
 
 
 def inspect(model: Path) -> Weights:
-    """Counts a GGUF's weights. Raises WeightsError if it is not a dense llama with this tokenizer."""
+    """Counts a GGUF's weights. Raises WeightsError if it is not a dense llama."""
     reader = _read(model)
     sizes = {tensor.name: int(tensor.n_elements) for tensor in reader.tensors}
     matrices = sum(sizes[tensor.name] for tensor in reader.tensors if len(tensor.shape) > 1)
@@ -161,8 +161,10 @@ def _config(reader: GGUFReader) -> dict[str, Any]:
 
 
 def _tokenizer(reader: GGUFReader) -> dict[str, Any]:
-    """A byte-level BPE. Its way of splitting text is GPT-2's, whatever the model's own is: the
-    trials exchange token ids, and the frameworks only insist on loading a tokenizer."""
+    """A byte-level BPE that splits text as GPT-2 does, whatever the model's own way is.
+
+    The trials exchange token ids; the frameworks only insist on loading a tokenizer.
+    """
     tokens: list[str] = _field(reader, "tokenizer.ggml.tokens")
     types: list[int] = _field(reader, "tokenizer.ggml.token_type")
     byte_level = {
@@ -188,9 +190,7 @@ def _tokenizer(reader: GGUFReader) -> dict[str, Any]:
         "model": {
             "type": "BPE",
             "vocab": {token: at for at, token in enumerate(tokens)},
-            "merges": [
-                merge.split(" ") for merge in _field(reader, "tokenizer.ggml.merges")
-            ],
+            "merges": [merge.split(" ") for merge in _field(reader, "tokenizer.ggml.merges")],
         },
     }
 
@@ -206,8 +206,8 @@ def _hugging_face_name(name: str) -> str:
     if name in NOT_WEIGHTS:
         return name
     if name.startswith("blk."):
-        _, layer, part, kind = (name.split(".") + ["", ""])[:4]
-        if kind == "weight" and part in LAYER_NAMES:
+        _, layer, part, *kind = name.split(".")
+        if kind == ["weight"] and part in LAYER_NAMES:
             return f"model.layers.{layer}.{LAYER_NAMES[part]}.weight"
     return NAMES.get(name, "")
 

@@ -46,13 +46,16 @@ def _measure(start: Callable[[], Step], request: dict[str, Any]) -> dict[str, An
     step = start()
     prefill_seconds, token = _timed(step, known)
     answer, times = [token], []
+    began, processor_began = time.monotonic(), time.process_time()
     while len(answer) < request["answer_tokens"] and sum(times) < request["seconds"] / 2:
         seconds, token = _timed(step, [token])
         answer.append(token)
         times.append(seconds)
+    cores = (time.process_time() - processor_began) / (time.monotonic() - began)
     return {
         "prefill": len(known) / prefill_seconds,
         "decode": 1 / median(times),
+        "cores": cores,  # at work while decoding
         "prompt_tokens": len(known),
         "answer": answer if len(known) == len(prompt) else [],
     }
@@ -66,5 +69,7 @@ def _timed(step: Step, tokens: list[int]) -> tuple[float, int]:
 
 def _memory(field: str) -> int:
     """Bytes of this process by /proc; getrusage would count the parent's before exec."""
-    found = re.search(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    found = re.search(
+        rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE
+    )
     return int(found[1]) * 1024 if found else 0
