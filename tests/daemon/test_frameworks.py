@@ -130,7 +130,7 @@ def test_rates_scale_by_weights_and_the_wide_layer_is_believed() -> None:
     tenth = VISTRAL_24B.multiplied // 10
     small = Measured(prefill=100, decode=10, multiplied=tenth)
     alone = estimate(small, None)
-    assert (alone.decode.low, alone.decode.likely, alone.decode.high) == (0.125, 1, 8)
+    assert (alone.decode.low, alone.decode.likely, alone.decode.high) == (0.25, 1, 4)
     both = estimate(small, Measured(prefill=300, decode=20, multiplied=tenth))
     assert (both.decode.low, both.decode.likely, both.decode.high) == (1, 2, 2)
     assert both.answer_tokens(30, prompt=300) == pytest.approx(2 * (30 - 300 / 30))
@@ -180,7 +180,7 @@ def test_the_report_says_in_russian_why_mlx_does_not_suit() -> None:
     assert "**Работает, но не годится.**" in text
     assert "| маленькая | 8-bit, float32 | ×57 | ×13 |" in text
     assert "**Рекомендуется llama.cpp (GGUF)**, формат IQ4_XS: 13,6 ГБ при пределе 14,0 ГБ" in text
-    assert "Загрузка больше дозволенного" in text
+    assert "Загрузка больше дозволенного. Предел задаёт" in text
     assert "    4.26 GB > 1.00 GB" in text
     assert "На сервере нет устройства NVIDIA" in text
 

@@ -20,6 +20,9 @@ INSTALL_SECONDS = 900
 UNPACKED = 4  # bytes on disk for a byte of wheel: torch 3.9, mlx 2.8
 SMALL = 64_000_000  # bytes: what pip may write while it resolves, its caches included
 ATTEMPT_SECONDS = 20
+# Where an index has no metadata files, the end of a wheel is read by range; a wheel that is fetched
+# whole all the same runs into the limit of a file's size, once.
+LEAN = ("--use-feature=fast-deps", "--resume-retries=0")
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Environment:
     def resolve(self, requirements: tuple[str, ...]) -> list[Download]:
         """What would be fetched, the largest first. Raises StepError: `install` or `timeout`."""
         out = self._pip(
-            ["install", "--dry-run", "--ignore-installed", "--report=-", *requirements],
+            ["install", "--dry-run", "--ignore-installed", "--report=-", *LEAN, *requirements],
             RESOLVE_SECONDS,
             SMALL,
         )

@@ -18,6 +18,7 @@ if __name__ == "__main__":
         if request["wide"]:
             tokenizer_of, source = source, folder / "F16.gguf"
             wide.write(source, tokenizer_of)
+            wide.write(folder / "IQ4_XS.gguf", tokenizer_of, iq4_xs=True)
         counted = weights.inspect(source)
         weights.write_hugging_face(source, folder / "hf")
         weights.write_q8_0(source, folder / "Q8_0.gguf")

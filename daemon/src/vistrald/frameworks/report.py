@@ -259,7 +259,8 @@ class Report:
             lines.append(texts["nvidia"])
         if each.obstacle:
             advice = self._texts["obstacle_advice"][each.obstacle.kind]
-            lines.append(f"{self._texts['obstacle'][each.obstacle.kind]}. {advice}".capitalize())
+            kind = self._texts["obstacle"][each.obstacle.kind]
+            lines.append(f"{kind[0].upper()}{kind[1:]}. {advice}")
             lines.append(_quoted(each.obstacle))
         if each.wide_obstacle:
             lines.append(self._obstacle(texts["wide_obstacle"], each.wide_obstacle))

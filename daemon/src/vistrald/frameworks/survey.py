@@ -25,8 +25,8 @@ PROMPT = "What is the capital of France, and what is it known for?"
 # ChatML, the test model's; of another model the ids are as good a load, the answer is not.
 TEMPLATE = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 WIDE_PROMPT = list(range(2, 18))  # token ids: random weights answer nothing
-WIDE_VARIANTS = {
-    "llama.cpp": ["Q8_0"],
+WIDE_VARIANTS: dict[str, list[str]] = {
+    "llama.cpp": [],  # by their files
     "transformers": ["bfloat16", "float32"],
     "mlx": ["8-bit, float32"],
 }
@@ -97,7 +97,7 @@ class _Survey:
         )
 
     def _write(self, name: str, parameters: int, *, wide: bool) -> dict[str, Any]:
-        # And once more its Hugging Face form, which MLX's converter writes for each variant.
+        # And once more in float32, which is the most that MLX's converter writes for a variant.
         check_disk(self._scratch, weights.bytes_needed(parameters) + 4 * parameters)
         request = {
             "model": str(self._plan.model),
@@ -166,6 +166,9 @@ class _Survey:
             models = {"Q8_0": str(self._scratch / name / "Q8_0.gguf")}
             if small:
                 models["file"] = str(self._plan.model)
+            else:
+                # The type that is served; nothing that is 576 wide can be divided into its blocks.
+                models["IQ4_XS"] = str(self._scratch / name / "IQ4_XS.gguf")
             request |= {"models": models, "variants": list(models)}
             module = f"vistrald.frameworks.trials.{candidate.module}"
             return Trial.model_validate(self._own(module, request, TRIAL_SECONDS, "trial"))

@@ -25,7 +25,7 @@ class Verdict:
     finding: Finding
     smallest: Need
     fit: Need | None
-    variant: str | None  # whose rates are scaled: the fastest
+    variant: str | None  # whose rates are scaled
     estimate: Estimate | None
     answer_tokens: float | None  # in ANSWER_SECONDS
     reasons: tuple[str, ...]
@@ -90,7 +90,7 @@ def mlx_against_llama(survey: Survey) -> list[Slower]:
 def _verdict(finding: Finding, model: Model, cap: int) -> Verdict:
     needed = needs(finding.framework, cap)
     fit = best_fit(needed)
-    variant, scaled = _estimate(finding, model)
+    variant, scaled = _estimate(finding, model, fit)
     tokens = scaled.answer_tokens(ANSWER_SECONDS, QUESTION_TOKENS) if scaled else None
     reasons = []
     if fit is None:
@@ -102,11 +102,20 @@ def _verdict(finding: Finding, model: Model, cap: int) -> Verdict:
     return Verdict(finding, needed[-1], fit, variant, scaled, tokens, tuple(reasons))
 
 
-def _estimate(finding: Finding, model: Model) -> tuple[str | None, Estimate | None]:
+def _estimate(
+    finding: Finding, model: Model, fit: Need | None
+) -> tuple[str | None, Estimate | None]:
+    """By the format that would be served where it was tried, else by the fastest that was."""
     if finding.small is None:
         return None, None
-    # The same variant in both models; where the wide one ran, it says which is the fastest.
     trial = finding.wide or finding.small
-    variant = max(trial.variants, key=lambda name: trial.variants[name].decode)
+    variant = _fastest(trial)
+    if fit and fit.format.name in trial.variants:
+        variant = fit.format.name
+    small = finding.small.variants.get(variant) or finding.small.variants[_fastest(finding.small)]
     wide = model.measured_wide(finding.wide.variants[variant]) if finding.wide else None
-    return variant, estimate(model.measured(finding.small.variants[variant]), wide)
+    return variant, estimate(model.measured(small), wide)
+
+
+def _fastest(trial: Trial) -> str:
+    return max(trial.variants, key=lambda name: trial.variants[name].decode)
