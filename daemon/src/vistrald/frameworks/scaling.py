@@ -1,9 +1,9 @@
 """From rates of what was tried to rates of the 24B model.
 
-A token's time is taken as proportional to the weights that it is multiplied with. For the small real
-model that holds badly where a framework's fixed cost for each operation counts, or the processor's
-cache. The wide one, a single layer of exactly the 24B's matrices, has next to none of that cost and
-fits no cache; it is believed where it ran. Both together are the estimate's range.
+A token's time is taken as proportional to the weights that it is multiplied with. For the small
+real model that holds badly where a framework's fixed cost for each operation counts, or the
+processor's cache. The wide one, a single layer of exactly the 24B's matrices, has next to none of
+that cost and fits no cache; it is believed where it ran. Both together are the estimate's range.
 """
 
 from dataclasses import dataclass
