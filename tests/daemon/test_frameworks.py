@@ -1,5 +1,6 @@
 """Memory, scaling, verdicts and the report from given findings; processes and their limits."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -8,7 +9,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from click.testing import CliRunner
 
+from vistrald.cli import main
 from vistrald.frameworks.environment import check_disk
 from vistrald.frameworks.findings import Finding, Host, Model, Obstacle, Rates, Survey, Trial
 from vistrald.frameworks.needs import best_fit, needs
@@ -247,6 +250,26 @@ def test_an_unknown_framework_in_an_option_is_refused(model_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 2
     assert "FRAMEWORK one of llama.cpp, transformers, vllm, mlx" in done.stderr
+
+
+def test_the_command_prints_a_table_and_writes_the_report(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = survey(llama(), vllm(), mlx())
+    monkeypatch.setattr("vistrald.cli.frameworks.run_survey", lambda _plan, _tell: found)
+    written = tmp_path / "report.md"
+    options = ["frameworks", "--model", str(model_path), "--report", str(written)]
+    done = CliRunner().invoke(main, options)
+    assert done.exit_code == 0, done.output
+    assert "llama.cpp (GGUF): рекомендуется" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("Рекомендуется llama.cpp (GGUF), формат IQ4_XS")
+    assert written.read_text().startswith("# Какой фреймворк годится")
+    # With less memory than any format takes there is nothing to recommend.
+    refused = CliRunner().invoke(main, [*options, "--cap-gb", "2", "--json"])
+    assert refused.exit_code == 1
+    report = json.loads(refused.stdout)
+    assert report["recommended"] is None
+    assert {each["verdict"] for each in report["verdicts"]} == {"too_large"}
 
 
 def test_a_stop_leaves_nothing_behind(model_path: Path, tmp_path: Path) -> None:

@@ -93,13 +93,20 @@ def frameworks(
             }
         )
     else:
-        columns, rows = written.summary()
-        table = Table(*columns, show_lines=True)
-        for row in rows:
-            table.add_row(*(cell.replace("**", "") for cell in row))
-        Console().print(table)
+        _print(*written.summary())
         click.echo(written.recommendation().replace("**", ""))
     sys.exit(0 if best else REFUSED)
+
+
+def _print(columns: list[str], rows: list[list[str]]) -> None:
+    """A framework in each column, so that a terminal is wide enough; the verdicts below."""
+    table = Table(columns[0], *(row[0] for row in rows))
+    for at, name in enumerate(columns[1:-1], start=1):
+        table.add_row(name, *(row[at] for row in rows))
+    Console().print(table)
+    for row in rows:
+        click.echo(f"{row[0]}: {row[-1]}".replace("**", ""))
+    click.echo()
 
 
 def _plan(

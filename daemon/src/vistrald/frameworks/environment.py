@@ -76,7 +76,7 @@ class Environment:
     def _pip(self, arguments: list[str], seconds: float, file_bytes: int | None = None) -> str:
         # Wheels only: building from source would need compilers and time without bound.
         command, *rest = arguments
-        options = ["--quiet", "--no-input", "--only-binary=:all:", *self._indexes]
+        options = ["-qq", "--no-input", "--only-binary=:all:", *self._indexes]
         return run(
             [str(self.python), "-m", "pip", command, *options, *rest],
             Limits(seconds, file_bytes=file_bytes),
