@@ -7,7 +7,6 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -115,13 +114,14 @@ class _Survey:
             self._tell(f"{candidate.title}: what its installation would fetch")
             environment = Environment(folder, self._plan.indexes.get(candidate.key, []))
             downloads = environment.resolve(candidate.requirements)
-            finding = _resolved(finding, candidate, downloads)
-            self._check_download(finding)
+            needed = sum(each.bytes for each in downloads)
+            finding = _resolved(finding, downloads)
+            self._allow(needed)
             if candidate.module is None:
                 return finding.model_copy(
                     update={"obstacle": Obstacle(kind="only_sized", detail=candidate.title)}
                 )
-            self._tell(f"{candidate.title}: installation, {finding.download_bytes / 1e6:.0f} MB")
+            self._tell(f"{candidate.title}: installation, {needed / 1e6:.0f} MB")
             seconds = environment.install(downloads, candidate.requirements)
             finding = finding.model_copy(update={"install_seconds": seconds})
             return self._trials(candidate, finding, environment.python)
@@ -130,8 +130,8 @@ class _Survey:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _check_download(self, finding: Finding) -> None:
-        needed = finding.download_bytes or 0
+    def _allow(self, needed: int) -> None:
+        """Takes so many bytes from what may still be downloaded. Raises StepError."""
         if needed > self._left:
             raise StepError("download", f"{needed / 1e9:.2f} GB > {self._left / 1e9:.2f} GB")
         self._left -= needed
@@ -144,8 +144,7 @@ class _Survey:
             update["small"] = small
             if self._plan.wide and self._wide_obstacle is None:
                 self._tell(f"{candidate.title}: load and answer, the wide layer")
-                with suppress(KeyError):
-                    update["wide"] = self._trial(candidate, python, "wide")
+                update["wide"] = self._trial(candidate, python, "wide")
             else:
                 update["wide_obstacle"] = self._wide_obstacle
         except StepError as failed:
@@ -218,7 +217,7 @@ class _Survey:
             raise StepError(kind, f"{command[-1]}: {out[-300:]!r}") from None
 
 
-def _resolved(finding: Finding, candidate: Candidate, downloads: list[Download]) -> Finding:
+def _resolved(finding: Finding, downloads: list[Download]) -> Finding:
     return finding.model_copy(
         update={
             "packages": [f"{each.name} {each.version}" for each in downloads],
