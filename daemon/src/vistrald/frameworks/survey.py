@@ -80,7 +80,8 @@ class _Survey:
         self._tell(f"{self._plan.model}: the same weights in the form of every framework")
         path = self._plan.model
         self._prompt = self._words(TEMPLATE.format(PROMPT), [])["prompt"]
-        small = self._write("small", path.stat().st_size * 8, wide=False)
+        # At least two bits a weight, whatever the type.
+        small = self._write("small", path.stat().st_size * 4, wide=False)
         if self._plan.wide:
             self._tell("a layer as wide as the 24B model's")
             try:
@@ -116,12 +117,13 @@ class _Survey:
             downloads = environment.resolve(candidate.requirements)
             needed = sum(each.bytes for each in downloads)
             finding = _resolved(finding, downloads)
-            self._allow(needed)
+            self._check_download(needed)
             if candidate.module is None:
                 return finding.model_copy(
                     update={"obstacle": Obstacle(kind="only_sized", detail=candidate.title)}
                 )
             self._tell(f"{candidate.title}: installation, {needed / 1e6:.0f} MB")
+            self._left -= needed
             seconds = environment.install(downloads, candidate.requirements)
             finding = finding.model_copy(update={"install_seconds": seconds})
             return self._trials(candidate, finding, environment.python)
@@ -130,11 +132,9 @@ class _Survey:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _allow(self, needed: int) -> None:
-        """Takes so many bytes from what may still be downloaded. Raises StepError."""
+    def _check_download(self, needed: int) -> None:
         if needed > self._left:
             raise StepError("download", f"{needed / 1e9:.2f} GB > {self._left / 1e9:.2f} GB")
-        self._left -= needed
 
     def _trials(self, candidate: Candidate, finding: Finding, python: Path | None) -> Finding:
         update: dict[str, Any] = {}
