@@ -11,8 +11,8 @@ from vistrald.cgroup import memory_limit, memory_used, usable_cores
 from vistrald.frameworks.findings import Host
 
 # Those that decide which kernels run, in llama.cpp and in torch.
-INSTRUCTION_SETS = ("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16")
-INSTRUCTION_SETS += ("amx_int8", "amx_bf16")
+INSTRUCTION_SETS = ["avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16"]
+INSTRUCTION_SETS += ["amx_int8", "amx_bf16"]
 RESERVE = 1_000_000_000  # bytes that a trial leaves to the host
 
 

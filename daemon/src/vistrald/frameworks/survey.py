@@ -96,7 +96,7 @@ class _Survey:
             wide_multiplied=WIDE_PARAMETERS,
         )
 
-    def _write(self, name: str, parameters: int, *, wide: bool) -> dict[str, Any]:
+    def _write(self, name: str, parameters: int, *, wide: bool) -> Any:
         # And once more in float32, which is the most that MLX's converter writes for a variant.
         check_disk(self._scratch, weights.bytes_needed(parameters) + 4 * parameters)
         request = {

@@ -45,7 +45,8 @@ def _measure(start: Callable[[], Step], request: dict[str, Any]) -> dict[str, An
     known = prompt[: max(4, int(request["seconds"] / 2 / one))]
     step = start()
     prefill_seconds, token = _timed(step, known)
-    answer, times = [token], []
+    answer = [token]
+    times: list[float] = []
     began, processor_began = time.monotonic(), time.process_time()
     while len(answer) < request["answer_tokens"] and sum(times) < request["seconds"] / 2:
         seconds, token = _timed(step, [token])

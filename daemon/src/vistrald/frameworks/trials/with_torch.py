@@ -25,14 +25,14 @@ def _load(folder: str, dtype: torch.dtype) -> Callable[[], Step]:
     def start() -> Step:
         cache = DynamicCache(config=model.config)
 
-        @torch.inference_mode()
         def step(tokens: list[int]) -> int:
-            done = model(
-                input_ids=torch.tensor([tokens]),
-                cache=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
+            with torch.inference_mode():
+                done = model(
+                    input_ids=torch.tensor([tokens]),
+                    cache=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
             return int(done.logits[0, -1].argmax())
 
         return step
