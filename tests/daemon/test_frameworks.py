@@ -217,8 +217,9 @@ def test_a_step_that_takes_too_much_memory_is_stopped_and_says_so() -> None:
 
 def test_a_step_that_writes_too_much_is_stopped(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "open('big', 'wb').write(bytes(2_000_000))"]
-    with pytest.raises(StepError, match="File too large"):
+    with pytest.raises(StepError, match="File too large") as failed:
         run(command, Limits(20, file_bytes=1_000_000), cwd=tmp_path)
+    assert failed.value.kind == "download"
     assert (tmp_path / "big").stat().st_size <= 1_000_000
 
 

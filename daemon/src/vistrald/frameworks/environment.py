@@ -20,9 +20,6 @@ INSTALL_SECONDS = 900
 UNPACKED = 4  # bytes on disk for a byte of wheel: torch 3.9, mlx 2.8
 SMALL = 64_000_000  # bytes: what pip may write while it resolves, its caches included
 ATTEMPT_SECONDS = 20
-# Where an index has no metadata files, the end of a wheel is read by range; a wheel that is fetched
-# whole all the same runs into the limit of a file's size, once.
-LEAN = ("--use-feature=fast-deps", "--resume-retries=0")
 
 
 @dataclass(frozen=True)
@@ -45,12 +42,16 @@ class Environment:
         run(command, Limits(INSTALL_SECONDS), kind="install")
         self._pip(["install", PIP], INSTALL_SECONDS)
 
-    def resolve(self, requirements: tuple[str, ...]) -> list[Download]:
-        """What would be fetched, the largest first. Raises StepError: `install` or `timeout`."""
+    def resolve(self, requirements: tuple[str, ...], largest: int) -> list[Download]:
+        """What would be fetched, the largest first.
+
+        Where an index has no metadata file for a wheel, pip fetches the wheel itself, if it has no
+        more bytes than `largest`. Raises StepError: `install`, `download` or `timeout`.
+        """
         out = self._pip(
-            ["install", "--dry-run", "--ignore-installed", "--report=-", *LEAN, *requirements],
+            ["install", "--dry-run", "--ignore-installed", "--report=-", *requirements],
             RESOLVE_SECONDS,
-            SMALL,
+            max(largest, SMALL),
         )
         found = [
             (each["metadata"]["name"], each["metadata"]["version"], each["download_info"]["url"])

@@ -74,5 +74,7 @@ def run(
         short = any(word in err for word in ("MemoryError", "bad_alloc", "not enough memory"))
         if limits.memory is not None and (short or process.returncode == -signal.SIGKILL):
             raise StepError("memory", f"{limits.memory / 1e9:.1f} GB: {said}")
+        if limits.file_bytes is not None and "File too large" in err:
+            raise StepError("download", f"{limits.file_bytes / 1e9:.2f} GB: {said}")
         raise StepError(kind, said)
     return out

@@ -114,7 +114,7 @@ class _Survey:
         try:
             self._tell(f"{candidate.title}: what its installation would fetch")
             environment = Environment(folder, self._plan.indexes.get(candidate.key, []))
-            downloads = environment.resolve(candidate.requirements)
+            downloads = environment.resolve(candidate.requirements, self._left)
             needed = sum(each.bytes for each in downloads)
             finding = _resolved(finding, downloads)
             self._check_download(needed)
