@@ -282,6 +282,6 @@ def test_a_stop_leaves_nothing_behind(model_path: Path, tmp_path: Path) -> None:
     process.stderr.readline()  # the first step is said: its folder is there
     assert list(tmp_path.iterdir())
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert process.returncode != 0
     assert not list(tmp_path.iterdir())

@@ -72,10 +72,22 @@ def frameworks(
     """
     plan = _plan(**options)
     cap = round(cap_gb * 1e9)
-    # A stop by systemd or timeout(1) cleans up as Ctrl+C does.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    stopped: list[int] = []
+
+    def stop(number: int, _frame: object) -> None:
+        """A stop by systemd or timeout(1) cleans up as Ctrl+C does."""
+        stopped.append(number)
+        sys.exit(128 + number)
+
+    def tell(line: str) -> None:
+        # Python drops an exception that a handler raises inside a finalizer: seen one step later.
+        if stopped:
+            sys.exit(128 + stopped[0])
+        click.echo(line, err=True)
+
+    signal.signal(signal.SIGTERM, stop)
     try:
-        found = run_survey(plan, lambda line: click.echo(line, err=True))
+        found = run_survey(plan, tell)
     except StepError as failed:
         refuse({"ok": False, "model": str(plan.model)}, as_json, str(failed), REFUSED)
     judged = verdicts(found, cap)
