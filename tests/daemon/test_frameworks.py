@@ -18,8 +18,8 @@ from vistrald.frameworks.needs import best_fit, needs
 from vistrald.frameworks.process import Limits, StepError, run
 from vistrald.frameworks.report import Report
 from vistrald.frameworks.scaling import Measured, estimate
-from vistrald.frameworks.shape import VISTRAL_24B
 from vistrald.frameworks.verdict import Verdict, mlx_against_llama, verdicts
+from vistrald.sizing.catalogue import vistral
 
 CAP = 14_000_000_000
 ANSWER = [504, 3575, 282, 4649]
@@ -92,8 +92,8 @@ def vllm() -> Finding:
 
 
 def test_the_shape_has_the_parameters_of_the_model_card() -> None:
-    assert VISTRAL_24B.parameters == pytest.approx(23.57e9, rel=1e-3)
-    assert VISTRAL_24B.kv_bytes(1) == 160 * 1024
+    assert vistral().parameters == pytest.approx(23.57e9, rel=1e-3)
+    assert vistral().kv_elements * 2 == 160 * 1024
 
 
 @pytest.mark.requirement("1.2")
@@ -130,7 +130,7 @@ def test_the_largest_format_under_the_cap(framework: str, fit: str | None) -> No
 
 
 def test_rates_scale_by_weights_and_the_wide_layer_is_believed() -> None:
-    tenth = VISTRAL_24B.multiplied // 10
+    tenth = int(vistral().multiplied) // 10
     small = Measured(prefill=100, decode=10, multiplied=tenth)
     alone = estimate(small, None)
     assert (alone.decode.low, alone.decode.likely, alone.decode.high) == (0.25, 1, 4)

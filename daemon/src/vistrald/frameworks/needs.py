@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-from vistrald.frameworks.shape import VISTRAL_24B, Shape
+from vistrald.sizing import catalogue
+from vistrald.sizing.account import KV_BYTES
+from vistrald.sizing.shape import Shape
 
 CAP = 14_000_000_000  # bytes, the product's
 CONTEXT = 4096  # tokens, the daemon's default
@@ -73,15 +75,14 @@ class Need:
         return self.total <= self.cap
 
 
-def needs(
-    framework: str, cap: int = CAP, context: int = CONTEXT, shape: Shape = VISTRAL_24B
-) -> list[Need]:
+def needs(framework: str, cap: int = CAP, context: int = CONTEXT) -> list[Need]:
     """For each format of the framework, the largest first."""
+    shape = catalogue.vistral()
     found = [
         Need(
             format=each,
             weights=round(_weight_bits(each, shape) / 8),
-            kv=shape.kv_bytes(context),
+            kv=round(context * shape.kv_elements * KV_BYTES["f16"]),
             beside=BESIDE_WEIGHTS[framework],
             cap=cap,
         )

@@ -8,7 +8,6 @@ from vistrald.frameworks import packages
 from vistrald.frameworks.findings import Finding, Obstacle, Survey
 from vistrald.frameworks.needs import CONTEXT, needs
 from vistrald.frameworks.scaling import Range
-from vistrald.frameworks.shape import VISTRAL_24B
 from vistrald.frameworks.verdict import (
     ANSWER_SECONDS,
     LEAST_TOKENS,
@@ -16,6 +15,7 @@ from vistrald.frameworks.verdict import (
     Verdict,
     mlx_against_llama,
 )
+from vistrald.sizing import catalogue
 
 TITLES = {each.key: each.title for each in packages.CANDIDATES}
 LARGEST = 3  # packages that are named
@@ -159,9 +159,9 @@ class Report:
     def _memory(self) -> list[str]:
         texts = self._texts["memory"]
         line = texts["line"].format(
-            parameters=self._number(VISTRAL_24B.parameters / 1e9, 2),
+            parameters=self._number(catalogue.vistral().parameters / 1e9, 2),
             context=CONTEXT,
-            kv=VISTRAL_24B.kv_bytes(1) // 1024,
+            kv=int(catalogue.vistral().kv_elements * 2) // 1024,
             cap=self._gb(self._cap),
         )
         rows = [

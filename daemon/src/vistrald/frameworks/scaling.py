@@ -8,7 +8,7 @@ that cost and fits no cache; it is believed where it ran. Both together are the 
 
 from dataclasses import dataclass
 
-from vistrald.frameworks.shape import VISTRAL_24B
+from vistrald.sizing.catalogue import vistral
 
 # Without the wide trial, by how much the small model's estimate may be wrong; 3.3 has been seen.
 SMALL_ALONE = 4.0
@@ -58,4 +58,4 @@ def estimate(small: Measured, wide: Measured | None) -> Estimate:
 
 
 def _scaled(rate: float, multiplied: int) -> float:
-    return rate * multiplied / VISTRAL_24B.multiplied
+    return rate * multiplied / vistral().multiplied

@@ -18,7 +18,7 @@ from vistrald.frameworks.findings import Finding, Model, Obstacle, Survey, Trial
 from vistrald.frameworks.host import describe, memory_for_trials
 from vistrald.frameworks.packages import Candidate
 from vistrald.frameworks.process import Limits, StepError, run
-from vistrald.frameworks.shape import VISTRAL_24B
+from vistrald.sizing.catalogue import vistral
 
 PROMPT = "What is the capital of France, and what is it known for?"
 # ChatML, the test model's; of another model the ids are as good a load, the answer is not.
@@ -29,7 +29,7 @@ WIDE_VARIANTS: dict[str, list[str]] = {
     "transformers": ["bfloat16", "float32"],
     "mlx": ["8-bit, float32"],
 }
-WIDE_PARAMETERS = VISTRAL_24B.linear // VISTRAL_24B.layers + 4096 * VISTRAL_24B.hidden
+WIDE_PARAMETERS = int(vistral().linear) // vistral().layers + 4096 * vistral().hidden
 ANSWER_TOKENS = 24
 WIDE_ANSWER_TOKENS = 6
 VARIANT_SECONDS = 20.0  # of computing, for each variant

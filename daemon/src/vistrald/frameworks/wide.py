@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType
 
-from vistrald.frameworks.shape import VISTRAL_24B
+from vistrald.sizing import catalogue
 
 SEED = 1
 DEVIATION = 0.02  # of the weights, as in trained models
@@ -25,7 +25,8 @@ BLOCK_SCALE = DEVIATION / 1250
 
 def write(path: Path, tokenizer_of: Path, *, iq4_xs: bool = False) -> None:
     """Writes a GGUF whose tokenizer is cut from another one's."""
-    shape = VISTRAL_24B
+    shape = catalogue.vistral()
+    kv_heads = int(shape.kv_heads)
     reader = GGUFReader(tokenizer_of)
     tokens: list[str] = reader.fields["tokenizer.ggml.tokens"].contents()[:TOKENS]
     known = set(tokens)
@@ -37,10 +38,10 @@ def write(path: Path, tokenizer_of: Path, *, iq4_xs: bool = False) -> None:
     writer.add_embedding_length(shape.hidden)
     writer.add_feed_forward_length(shape.feed_forward)
     writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.kv_heads)
-    writer.add_key_length(shape.head_dim)
-    writer.add_value_length(shape.head_dim)
-    writer.add_rope_dimension_count(shape.head_dim)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_key_length(shape.key_length)
+    writer.add_value_length(shape.key_length)
+    writer.add_rope_dimension_count(shape.key_length)
     writer.add_rope_freq_base(1e8)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(TOKENS)
@@ -53,7 +54,7 @@ def write(path: Path, tokenizer_of: Path, *, iq4_xs: bool = False) -> None:
     writer.add_eos_token_id(0)
 
     pool = _blocks() if iq4_xs else _floats()
-    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    queries, keys = shape.heads * shape.key_length, kv_heads * shape.key_length
     for name, rows, columns in (
         ("token_embd", TOKENS, shape.hidden),
         ("blk.0.attn_q", queries, shape.hidden),

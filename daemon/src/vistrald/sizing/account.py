@@ -106,8 +106,7 @@ def account(
 def kv_cache(shape: Shape, use: Use) -> int:
     """Keys and values of all cells. A model with a sliding window takes less."""
     cells = math.ceil(use.context_tokens / KV_PADDING) * KV_PADDING
-    elements = shape.layers * shape.kv_heads * (shape.key_length + shape.value_length)
-    return int(cells * elements * KV_BYTES[use.kv_type])
+    return int(cells * shape.kv_elements * KV_BYTES[use.kv_type])
 
 
 def compute_buffer(shape: Shape, use: Use, tokens: int) -> int:

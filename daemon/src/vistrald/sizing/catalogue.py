@@ -59,6 +59,11 @@ def read() -> Catalogue:
     return Catalogue(data["kl_source"], {each.name: each for each in ordered}, models)
 
 
+def vistral() -> Shape:
+    """Of the model that this project is about."""
+    return read().models["vistral-24b"].shape
+
+
 def variant(entry: Entry, quantization: str) -> Model:
     """A published file of a catalogued model."""
     size = entry.files[quantization]

@@ -41,14 +41,32 @@ class Shape:
     tied: bool = False  # the output matrix is the embedding
 
     @property
-    def parameters(self) -> float:
-        """Of a dense transformer with a gated feed-forward part."""
+    def linear(self) -> float:
+        """Weights of all layers' matrices, the gated feed-forward part included."""
         queries = self.heads * self.key_length
         keys_and_values = self.kv_heads * (self.key_length + self.value_length)
         attention = self.hidden * (queries + keys_and_values) + queries * self.hidden
-        layer = attention + 3 * self.hidden * self.feed_forward + 2 * self.hidden
-        embeddings = (1 if self.tied else 2) * self.vocabulary * self.hidden
-        return embeddings + self.layers * layer + self.hidden
+        return self.layers * (attention + 3 * self.hidden * self.feed_forward)
+
+    @property
+    def embedding(self) -> int:
+        """Weights of the input embedding; an output matrix of its own has as many."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def parameters(self) -> float:
+        norms = (2 * self.layers + 1) * self.hidden
+        return self.linear + (1 if self.tied else 2) * self.embedding + norms
+
+    @property
+    def multiplied(self) -> float:
+        """Weights that each token is multiplied with: the embedding is only looked up."""
+        return self.linear + self.embedding
+
+    @property
+    def kv_elements(self) -> float:
+        """Keys and values of a token in all layers."""
+        return self.layers * self.kv_heads * (self.key_length + self.value_length)
 
 
 @dataclass(frozen=True)
