@@ -1,0 +1,131 @@
+"""SAIGA_* settings and their VISTRAL_* counterparts, in names, values and lines of text."""
+
+import json
+import re
+import shlex
+import tomllib
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+COUNTERPARTS: dict[str, dict[str, Any]] = tomllib.loads(
+    files(__package__).joinpath("settings_map.toml").read_text(encoding="utf-8")
+)
+SETTING = re.compile(r"SAIGA_[A-Z0-9_]+")
+# A pydantic class may have its fields in lower case: only the known ones are settings.
+LOWER = re.compile(rf"saiga_({'|'.join(COUNTERPARTS).lower()})")
+
+# $SAIGA_X, ${SAIGA_X:-default}, SAIGA_X=value, SAIGA_X: value, "SAIGA_X=value", "SAIGA_X": value
+_USE = re.compile(
+    r"(?P<brace>\$\{)?(?P<open>(?<![\w])[\"'])?(?<!\w)(?P<name>SAIGA_[A-Z0-9_]+)(?!\w)"
+    r"(?P<close>[\"'])?(?P<sign>:?[-=](?![\s\"']*=)|\s*=\s*|\s*:[ \t]+)?"
+)
+_MODEL = re.compile(r"saiga|\.gguf", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Renamed:
+    text: str
+    names: tuple[str, ...]  # the old ones, in order
+    # Those whose value a person must look at: it is kept and still names the old model.
+    doubtful: tuple[str, ...] = ()
+
+
+def counterpart(name: str) -> str:
+    """VISTRAL_N_CTX for SAIGA_N_CTX, in the same case."""
+    return ("VISTRAL_" if name.isupper() else "vistral_") + name[len("saiga_") :]
+
+
+def is_setting(name: str) -> bool:
+    return bool(SETTING.fullmatch(name) or LOWER.fullmatch(name))
+
+
+def is_model_path(name: str) -> bool:
+    return bool(_entry(name).get("path"))
+
+
+def new_value(name: str, old: Any) -> Any:
+    """The counterpart's value for Python code, in the old one's type; the old one if it is kept."""
+    entry = _entry(name)
+    if "value" not in entry or old in (None, "", [], ()):
+        return old
+    value = entry["value"]
+    if entry.get("list") and isinstance(old, (list, tuple)):
+        return type(old)([value])
+    if isinstance(old, str):
+        return new_text(name, old)
+    return value
+
+
+def new_text(name: str, old: str) -> str:
+    """The same for a value written as text, in the old one's notation (a plain or a JSON list)."""
+    entry = _entry(name)
+    if "value" not in entry or not old.strip():
+        return old
+    if entry.get("list") and old.lstrip().startswith("["):
+        text = json.dumps([entry["value"]])
+        return text.replace('"', '\\"') if '\\"' in old else text
+    return str(entry["value"])
+
+
+def rename(text: str, *, to_line_end: bool) -> Renamed:
+    """Every setting in a piece of a line, comments excluded.
+
+    `to_line_end`: a bare value goes on to the end (env files, YAML), else to a space (shell).
+    """
+    pieces: list[str] = []
+    names: list[str] = []
+    doubtful: list[str] = []
+    position = 0
+    for match in _USE.finditer(text):
+        if match.start() < position:
+            continue  # in a value that was replaced
+        name, sign = match["name"], match["sign"] or ""
+        names.append(name)
+        pieces.append(text[position : match.start("name")] + counterpart(name))
+        position = match.end("name")
+        value = _value_after(text, match, to_line_end) if sign else None
+        if value is None:
+            continue
+        start, end = value
+        old = text[start:end]
+        if "$" in old or "SAIGA_" in old:
+            continue  # refers to others; those are renamed in their turn
+        fresh = new_text(name, old)
+        quoted = text[start - 1 : start] in ("'", '"') or match["open"] or match["brace"]
+        if not to_line_end and not quoted and fresh != old and shlex.quote(fresh) != fresh:
+            fresh = shlex.quote(fresh)  # a bare </s> would be a redirection
+        if fresh == old and _MODEL.search(old):
+            doubtful.append(name)
+        pieces.append(text[position:start] + fresh)
+        position = end
+    return Renamed("".join(pieces) + text[position:], tuple(names), tuple(doubtful))
+
+
+def _value_after(text: str, match: re.Match[str], to_line_end: bool) -> tuple[int, int] | None:
+    """Where the value of an assignment or a default lies, without its quotes; None: nowhere."""
+    start = match.end()
+    if match["brace"]:
+        end = text.find("}", start)
+        inside = end >= 0 and match["sign"] in (":-", "-", ":=", "=")
+        return (start, end) if inside else None
+    if match["sign"].strip() not in ("=", ":") or text[: match.start()].endswith("$"):
+        return None
+    whole = match["open"] and not match["close"]  # "SAIGA_X=all of it is quoted"
+    quote = match["open"] if whole else text[start : start + 1]
+    if quote in ("'", '"'):
+        start += not whole
+        closing = re.compile(rf"(?:\\.|[^\\{quote}])*").match(text, start)
+        end = closing.end() if closing else len(text)
+        return (start, end) if text[end : end + 1] == quote else None
+    if to_line_end and "{" in text[: match.start()]:  # YAML's { A: 1, B: 2 }
+        flow = re.compile(r"[^,}]*").match(text, start)
+        return (start, start + len(flow[0].rstrip())) if flow else None
+    if to_line_end:
+        return start, len(text.rstrip())
+    bare = re.compile(r"[^\s;&|)]*").match(text, start)
+    return (start, bare.end()) if bare else None
+
+
+def _entry(name: str) -> dict[str, Any]:
+    return COUNTERPARTS.get(name[len("saiga_") :].upper(), {})
