@@ -1,15 +1,18 @@
 """migrate: what moves an application off the old model, and back."""
 
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
 from vistrald.cli.output import CONFIG_INVALID, REFUSED, as_json_option, finish, print_json, refuse
+from vistrald.migration import plan as planning
 from vistrald.migration import transaction
 from vistrald.migration.changes import Change, changes_of, read_client
 from vistrald.migration.finding import Finding
+from vistrald.migration.host import host_facts
 from vistrald.migration.prepare import MigrationError, check
 from vistrald.migration.scan import Scan, scan
 
@@ -61,6 +64,47 @@ def scan_command(application: Path, model_folders: tuple[Path, ...], as_json: bo
 
 @migrate.command()
 @application_argument
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the plan.")
+@click.option("--language", type=click.Choice(["ru", "en"]), default="ru", show_default=True)
+@archive_option
+@models_option
+@client_option
+@as_json_option
+def plan(application: Path, output: Path | None, as_json: bool, **options: Any) -> None:
+    """Write the step-by-step plan of APPLICATION's migration: plan.md and plan.html.
+
+    Changes nothing in APPLICATION. Exits 0, 1 if there is no client to put in, 2 if APPLICATION
+    is not a folder.
+    """
+    if output is None and not as_json:
+        raise click.UsageError("name a folder for the plan with -o, or ask for --json")
+    result = read(application, options["model_folders"], as_json)
+    archive = options["archive"] or result.root.with_name(f"{result.root.name}-archive")
+    report: dict[str, Any] = {"ok": False, "application": str(application)}
+
+    def act() -> dict[str, Any]:
+        changes, failed = plan_changes(result, options["client"])
+        made = planning.make_plan(
+            result,
+            changes,
+            failed,
+            archive=archive.absolute(),
+            host=host_facts(result.root),
+            made=datetime.now().astimezone(),
+            language=options["language"],
+            model_folders=options["model_folders"],
+        )
+        written = planning.write_plan(made, output) if output else []
+        return made | {
+            "written": [str(path) for path in written],
+            "text": "\n".join(map(str, written)),
+        }
+
+    _answer(report, act, as_json)
+
+
+@migrate.command()
+@application_argument
 @click.option(
     "--archive",
     type=click.Path(path_type=Path),
@@ -79,7 +123,7 @@ def apply(application: Path, archive: Path, yes: bool, as_json: bool, **options:
     report: dict[str, Any] = {"ok": False, "application": str(application), "changed": False}
     seen: list[Finding] = []
 
-    def plan() -> list[Change]:
+    def wanted() -> list[Change]:
         result = read(application, options["model_folders"], as_json)
         changes, failed = plan_changes(result, options["client"])
         seen[:] = [each for each in (*result.findings, *failed) if each.person]
@@ -87,11 +131,11 @@ def apply(application: Path, archive: Path, yes: bool, as_json: bool, **options:
 
     def act() -> dict[str, Any]:
         if not yes:
-            changes = plan()
+            changes = wanted()
             check(application.resolve(), archive.resolve(), changes)
             lines = [f"{each.kind} {each.path}" for each in changes]
             return {"would": lines, "text": "\n".join([*lines, "Nothing was done; add --yes."])}
-        outcome = transaction.apply(application, archive, plan)
+        outcome = transaction.apply(application, archive, wanted)
         undo = f"vistrald migrate rollback {application}"
         return outcome.as_dict() | {"text": f"{_told(outcome)}; to undo it: {undo}", "undo": undo}
 

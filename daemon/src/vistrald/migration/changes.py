@@ -61,14 +61,17 @@ def changes_of(scan: Scan, client: bytes) -> tuple[list[Change], list[Finding]]:
 
 
 def diff(change: Change, root: Path) -> str:
-    """A unified diff; empty for what is moved or is not text."""
-    if change.kind == "move":
+    """An edit as unified diff; "" for other changes.
+
+    Without context outside of Python: a plan is passed around, and passwords stand beside settings.
+    """
+    if change.kind != "edit":
         return ""
-    old, new = decode(change.old).text, decode(change.new).text
+    old, new = lines_of(decode(change.old).text), lines_of(decode(change.new).text)
     name = str(change.path.relative_to(root))
-    before = "/dev/null" if change.kind == "create" else f"a/{name}"
-    after = "/dev/null" if change.kind == "delete" else f"b/{name}"
-    return "".join(_with_end(difflib.unified_diff(lines_of(old), lines_of(new), before, after)))
+    context = 2 if name.endswith(".py") else 0
+    lines = difflib.unified_diff(old, new, f"a/{name}", f"b/{name}", n=context)
+    return "".join(_with_end(lines))
 
 
 def _with_end(lines: Iterator[str]) -> Iterator[str]:

@@ -34,6 +34,10 @@ class Finding:
     def reason(self, language: Language = "en") -> str:
         return KINDS[self.kind][language]
 
+    def todo(self, language: Language = "en") -> str:
+        """What a person does about it; why it was found, where there is nothing to do."""
+        return KINDS[self.kind].get(f"do_{language}", self.reason(language))
+
     def as_dict(self, language: Language = "en") -> dict[str, Any]:
         return {
             "file": self.file,

@@ -241,7 +241,9 @@ class _Lines:
     def _mention(self, lines: list[str], number: int) -> list[str]:
         for offset, line in enumerate(lines):
             if MENTION.search(line):
-                self._add(number + offset, "mention", "report", line)
+                # A value may be a password or hold one.
+                what = line.partition("=")[0] if self._category == "env" else line
+                self._add(number + offset, "mention", "report", what)
         return lines
 
     def _runs_script(self, text: str) -> bool:
