@@ -81,11 +81,8 @@ class Project:
             self._in_the_way(file, variable, each) for each in file.variables if each.name == new
         ):
             return None
-        rivals = [
-            each
-            for each in file.variables
-            if each.name != variable.name and each.name in self._names_for(file, new)
-        ]
+        rival_names = self._names_for(file, new) - {variable.name}
+        rivals = [each for each in file.variables if each.name in rival_names]
         if any(each.scope is variable.scope and each.name < variable.name for each in rivals):
             return None
         return new if new != variable.name else None
@@ -161,7 +158,7 @@ class Project:
                 if target and target.kind == "other":
                     yield target.source, alias.name
         by_name = {id(name): each for each in file.variables for name in each.names}
-        for node in ast.walk(file.tree):
+        for node in file.nodes:
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 owner = by_name.get(id(node.value))
                 target = self.module_of(file, owner) if owner and owner.imports else None

@@ -20,13 +20,13 @@ class LlamaUse:
 
 
 def find(file: PythonFile) -> Iterator[LlamaUse]:
-    guards = _guards(file.tree)
+    guards = _guards(file.nodes)
     bound: dict[ImportNode, list[Variable]] = {}
     for variable in file.variables:
         for statement, alias in variable.imports:
             if alias in llama_aliases(statement):
                 bound.setdefault(statement, []).append(variable)
-    for node in ast.walk(file.tree):
+    for node in file.nodes:
         if isinstance(node, (ast.Import, ast.ImportFrom)) and llama_aliases(node):
             unused = all(
                 not each.names and len(each.imports) == 1 and not _is_listed(file.tree, each.name)
@@ -53,7 +53,7 @@ def dynamic_imports(file: PythonFile) -> Iterator[tuple[ast.Call, str]]:
                 (modules if alias.name == "util" else names).add(variable.name)
             elif alias.name.split(".")[0] == "importlib":
                 modules.add(variable.name)
-    for call in ast.walk(file.tree):
+    for call in file.nodes:
         if not isinstance(call, ast.Call) or not call.args:
             continue
         argument, function = call.args[0], call.func
@@ -72,13 +72,13 @@ def dynamic_imports(file: PythonFile) -> Iterator[tuple[ast.Call, str]]:
             yield call, argument.value
 
 
-def _guards(tree: ast.Module) -> dict[int, ast.Try]:
+def _guards(nodes: list[ast.AST]) -> dict[int, ast.Try]:
     """Imports in `try: import llama_cpp; X = True / except ImportError: X = False`, by id.
 
     Without the package Python does what the handler says; so does the edited file.
     """
     found: dict[int, ast.Try] = {}
-    for node in ast.walk(tree):
+    for node in nodes:
         if not isinstance(node, ast.Try) or node.finalbody or len(node.handlers) != 1:
             continue
         handler = node.handlers[0]

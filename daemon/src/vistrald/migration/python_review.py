@@ -191,7 +191,7 @@ class PythonReview:
     def _attributes(self) -> None:
         """services.saiga_service.SaigaService, whatever way the module was imported."""
         owners = {id(name): each for each in self._file.variables for name in each.names}
-        for node in ast.walk(self._file.tree):
+        for node in self._file.nodes:
             if not isinstance(node, ast.Attribute) or node.lineno in self._untouched:
                 continue
             if isinstance(node.value, ast.Name) and (owner := owners.get(id(node.value))):
@@ -243,7 +243,7 @@ class PythonReview:
     # --- settings --------------------------------------------------------------
 
     def _settings(self) -> None:
-        for node in ast.walk(self._file.tree):
+        for node in self._file.nodes:
             match node:
                 case ast.Attribute() if settings_map.is_setting(node.attr):
                     self._setting(node.attr, self._columns.attribute(node), "setting-read")
@@ -371,7 +371,7 @@ class PythonReview:
             {name for each in self._project.exports.values() for name in each if "aiga" in name}
         )
         patched = re.compile(rf"[\w.]+\.({names})(\.\w+)*") if names else None
-        for node in ast.walk(self._file.tree):
+        for node in self._file.nodes:
             text = node.value if isinstance(node, ast.Constant) else None
             if patched and isinstance(text, str) and patched.fullmatch(text):
                 line = getattr(node, "lineno", 0)

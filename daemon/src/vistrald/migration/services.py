@@ -35,6 +35,10 @@ class PythonFile:
         return variables(self.tree)
 
     @cached_property
+    def nodes(self) -> list[ast.AST]:
+        return list(ast.walk(self.tree))
+
+    @cached_property
     def is_test(self) -> bool:
         parts = self.path.split("/")
         return bool({"test", "tests"} & set(parts[:-1])) or parts[-1].startswith(
@@ -68,12 +72,18 @@ class Modules:
     def __init__(self, names: Iterable[str]) -> None:
         self._files = {name for name in names if name.endswith(".py")}
         self._by_tail: dict[str, list[str]] = {}
+        self._resolved: dict[tuple[str, str, int], str | None] = {}
         for name in self._files:
             self._by_tail.setdefault(posixpath.basename(name), []).append(name)
 
     def resolve(self, importer: str, module: str, level: int = 0) -> str | None:
+        key = (posixpath.dirname(importer), module, level)
+        if key not in self._resolved:
+            self._resolved[key] = self._find(*key)
+        return self._resolved[key]
+
+    def _find(self, folder: str, module: str, level: int) -> str | None:
         parts = module.split(".") if module else []
-        folder = posixpath.dirname(importer)
         if level:
             for _ in range(level - 1):
                 folder = posixpath.dirname(folder)
