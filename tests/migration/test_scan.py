@@ -125,6 +125,12 @@ def test_every_kind_is_explained_in_both_languages() -> None:
         ),
         ("import services.saiga_service as m\nm.other()\n", {(1, "service-import", "report")}),
         ("from services.saiga_service import *\n", {(1, "service-import", "report")}),
+        ("x = os.getenv('SAIGA_' 'N_CTX')\n", {(1, "setting-read", "report")}),
+        (
+            "def f():\n    try:\n        from llama_cpp import Llama\n        return Llama()\n"
+            "    except ImportError:\n        return None\n",
+            {(3, "llama-import", "report")},
+        ),
     ],
 )
 def test_forms_of_python(tmp_path: Path, code: str, expected: set[Any]) -> None:
@@ -168,6 +174,26 @@ def test_a_service_whose_inner_parts_others_need_is_left_to_a_person(tmp_path: P
             "from vistral_service import vistral_service\n"
             "def f(saiga_service): return saiga_service\n",
         ),
+        # A class body reads the module's variable and binds its own of the same name.
+        (
+            "from saiga_service import saiga_service\nclass A:\n"
+            "    saiga_service = saiga_service\n",
+            "from vistral_service import vistral_service as saiga_service\n"
+            "class A:\n    saiga_service = saiga_service\n",
+        ),
+        (
+            "import saiga_service\nsaiga_service.saiga_service.get_stats()\n",
+            "import vistral_service\nvistral_service.vistral_service.get_stats()\n",
+        ),
+        (
+            "import saiga_service\ndef f(vistral_service): return saiga_service.SaigaService\n",
+            "import vistral_service as saiga_service\n"
+            "def f(vistral_service): return saiga_service.VistralService\n",
+        ),
+        (
+            "f(SAIGA_N_CTX=5, **{'SAIGA_N_CTX': 8192}, x=s.get('SAIGA_N_CTX', 1))\n",
+            "f(VISTRAL_N_CTX=5, **{'VISTRAL_N_CTX': 4096}, x=s.get('VISTRAL_N_CTX', 4096))\n",
+        ),
         # The new name is taken.
         (
             "from saiga_service import saiga_service\nvistral_service = 1\nprint(saiga_service)\n",
@@ -202,6 +228,35 @@ def test_names_are_renamed_where_they_mean_the_import(
     service = SERVICE + "saiga_service = SaigaService()\n"
     result = scan(write(tmp_path, {"saiga_service.py": service, "a.py": code}))
     assert edit(code, result.python["a.py"]) == edited
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        "from saiga_service import *\n",
+        "import importlib\nimportlib.import_module('saiga_service')\n",
+    ],
+)
+def test_a_service_that_others_take_as_a_whole_is_left(tmp_path: Path, user: str) -> None:
+    result = scan(write(tmp_path, {"saiga_service.py": SERVICE, "user.py": user}))
+    assert result.removed == set()
+    assert ("saiga_service.py", 0, "service-mixed", "report") in found(result)
+
+
+def test_the_package_leaves_a_setup_py(tmp_path: Path) -> None:
+    code = "setup(install_requires=[\n    'a',  # b\n    'llama-cpp-python>=0.2',\n    'c',\n])\n"
+    result = scan(write(tmp_path, {"setup.py": code}))
+    edited = "setup(install_requires=[\n    'a',  # b\n    'c',\n])\n"
+    assert edit(code, result.python["setup.py"]) == edited
+
+
+def test_a_copy_in_another_package_that_is_used_by_its_full_name_is_left(tmp_path: Path) -> None:
+    user = "import legacy.saiga_service\nlegacy.saiga_service.SaigaService()\n"
+    files = {"app/saiga_service.py": SERVICE, "legacy/saiga_service.py": SERVICE, "user.py": user}
+    result = scan(write(tmp_path, files))
+    assert result.removed == {"app/saiga_service.py"}
+    assert "user.py" not in result.python
+    assert ("user.py", 1, "service-import", "report") in found(result)
 
 
 # --- Other files -------------------------------------------------------------------

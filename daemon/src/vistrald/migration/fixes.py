@@ -23,6 +23,7 @@ class Fixes:
     values: dict[Position, Any] = field(default_factory=dict)  # numbers and lists
     imports: dict[Position, tuple[ImportGroup, ...]] = field(default_factory=dict)  # (): remove
     tries: set[Position] = field(default_factory=set)  # replaced by what they do on ImportError
+    elements: set[Position] = field(default_factory=set)  # removed from their list
     dropped: set[int] = field(default_factory=set)  # first lines of top-level statements
 
     def __bool__(self) -> bool:

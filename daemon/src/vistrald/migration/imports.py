@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from vistrald.migration.llama_uses import dynamic_imports
 from vistrald.migration.scopes import ImportNode, Variable
 from vistrald.migration.services import (
     CLIENT_MODULE,
@@ -70,11 +71,14 @@ class Project:
             target.new
             for node, alias in variable.imports
             if alias.asname is None
-            and isinstance(node, ast.ImportFrom)
             and (target := self.target(file, node, alias))
             and target.kind in ("symbol", "module")
+            and not self.blocked(target)
+            and (isinstance(node, ast.ImportFrom) or is_top_level(alias, target))
         }
         if len(found) != 1 or variable.other or variable.scope.kind == "class":
+            return None
+        if any(self._reads_through(each, variable.name) for each in file.variables):
             return None
         new = found.pop()
         if any(
@@ -86,6 +90,10 @@ class Project:
         if any(each.scope is variable.scope and each.name < variable.name for each in rivals):
             return None
         return new if new != variable.name else None
+
+    def blocked(self, target: Target) -> bool:
+        """A module of which something without a counterpart is used cannot be exchanged."""
+        return target.kind == "module" and self.services[target.source].fate == "leave"
 
     def module_of(self, file: PythonFile, variable: Variable) -> Target | None:
         """The module that a variable is, if it is one of interest."""
@@ -105,6 +113,11 @@ class Project:
         )
         stored = any(not isinstance(name.ctx, ast.Load) for name in other.names)
         return bool(other.other or stored or not client_only)
+
+    def _reads_through(self, other: Variable, name: str) -> bool:
+        """`class A: x = x` reads the module's x and binds its own: one name for two variables."""
+        loads = any(isinstance(each.ctx, ast.Load) for each in other.names)
+        return other.name == name and other.scope.kind == "class" and loads
 
     def _names_for(self, file: PythonFile, new: str) -> set[str]:
         """Variables of a file that would get the same new name, of another kind or not."""
@@ -155,8 +168,15 @@ class Project:
         for variable in file.variables:
             for statement, alias in variable.imports:
                 target = self.target(file, statement, alias)
-                if target and target.kind == "other":
+                if target and target.kind in ("other", "star"):
                     yield target.source, alias.name
+                elif (
+                    target and target.kind == "module" and self._is_moved(statement, alias, target)
+                ):
+                    yield target.source, ""
+        for _, module in dynamic_imports(file):
+            if (source := self.modules.resolve(file.path, module)) in self.services:
+                yield str(source), ""
         by_name = {id(name): each for each in file.variables for name in each.names}
         for node in file.nodes:
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
@@ -165,6 +185,13 @@ class Project:
                 if target and target.kind == "module" and not self.has(target.source, node.attr):
                     # A module cannot be split as an import can: all of it has to stay.
                     yield target.source, ""
+
+    def _is_moved(self, node: ImportNode, alias: ast.alias, target: Target) -> bool:
+        """`import old.saiga_service`, used by its full name, where the client is not in `old`."""
+        if not isinstance(node, ast.Import) or alias.asname or "." not in alias.name:
+            return False
+        fresh = absolute_path(alias.name, target.source, target.client or "")
+        return fresh.rpartition(".")[0] != alias.name.rpartition(".")[0]
 
     def has(self, path: str, name: str) -> bool:
         return name in self.exports.get(path, {})
@@ -180,6 +207,13 @@ def module_path(importer: str, node: ast.ImportFrom, source: str, client: str) -
         names = [part for part in parts if part != ".."]
         return level, ".".join([*names, CLIENT_MODULE])
     return 0, absolute_path(node.module or "", source, client)
+
+
+def is_top_level(alias: ast.alias, target: Target) -> bool:
+    """Whether `import saiga_service` becomes `import vistral_service`, without any package."""
+    if "." in alias.name or target.client is None:
+        return False
+    return absolute_path(alias.name, target.source, target.client) == CLIENT_MODULE
 
 
 def absolute_path(module: str, source: str, client: str) -> str:

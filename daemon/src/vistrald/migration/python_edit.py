@@ -79,6 +79,15 @@ class _Editor(cst.CSTTransformer):
     def leave_List(self, original_node: cst.List, updated_node: cst.List) -> cst.BaseExpression:  # noqa: N802
         return self._value(original_node, updated_node)
 
+    def leave_Element(  # noqa: N802
+        self, original_node: cst.Element, updated_node: cst.Element
+    ) -> Any:
+        at = self._position(original_node)
+        if at not in self._fixes.elements:
+            return updated_node
+        self._done.add(("element", at))
+        return cst.RemoveFromParent()
+
     def _value(
         self, original: cst.BaseExpression, updated: cst.BaseExpression
     ) -> cst.BaseExpression:

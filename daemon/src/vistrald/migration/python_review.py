@@ -1,6 +1,7 @@
 """What a Python file depends on of the old model, by syntax tree, and the fixes for it."""
 
 import ast
+import posixpath
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,7 @@ from vistrald.migration import llama_uses, settings_map
 from vistrald.migration.finding import Action, Finding
 from vistrald.migration.fixes import Columns, Fixes, ImportGroup
 from vistrald.migration.imports import Project, Target, absolute_path, module_path
+from vistrald.migration.requirements import is_requirement
 from vistrald.migration.scopes import ImportNode, Variable
 from vistrald.migration.services import CLIENT_MODULE, PythonFile, Service, llama_aliases
 from vistrald.migration.text_review import MENTION
@@ -56,6 +58,7 @@ class PythonReview:
         self._llama()
         self._imports()
         self._settings()
+        self._requirements()
         self._mentions()
         self.findings.sort()
 
@@ -122,12 +125,12 @@ class PythonReview:
                 groups.setdefault(fresh, []).append((alias.name, alias.asname))
                 continue
             key, name = self._moved(node, alias, target)
-            person = target.kind in ("other", "star") or self._blocked(target)
+            person = target.kind in ("other", "star") or self._project.blocked(target)
             new = renamed.get(id(alias), "")
             asname = alias.asname or (
                 None if new or target.kind in ("other", "star") else alias.name
             )
-            if isinstance(node, ast.Import):
+            if isinstance(node, ast.Import) and "." in alias.name:
                 asname = alias.asname
             if new and alias.asname:  # another import binds the same variable without `as`
                 asname = new
@@ -149,7 +152,7 @@ class PythonReview:
     ) -> tuple[tuple[int, str | None], str]:
         """The module that a name is imported from afterwards, and its name there."""
         own = (node.level, node.module) if isinstance(node, ast.ImportFrom) else (0, None)
-        if target.kind in ("other", "star") or self._blocked(target):
+        if target.kind in ("other", "star") or self._project.blocked(target):
             return own, alias.name
         if isinstance(node, ast.Import):
             return own, absolute_path(alias.name, target.source, target.client or "")
@@ -165,10 +168,6 @@ class PythonReview:
             module = module.rpartition(".")[0]
             return (level, module or None), CLIENT_MODULE
         return (level, module), target.new
-
-    def _blocked(self, target: Target) -> bool:
-        """A module of which something without a counterpart is used cannot be exchanged."""
-        return target.kind == "module" and self._project.services[target.source].fate == "leave"
 
     def _rename(self, variable: Variable, new: str) -> None:
         for name in variable.names:
@@ -196,7 +195,7 @@ class PythonReview:
                 continue
             if isinstance(node.value, ast.Name) and (owner := owners.get(id(node.value))):
                 target = self._project.module_of(self._file, owner) if owner.imports else None
-                if target and not self._blocked(target):
+                if target and not self._project.blocked(target):
                     new = self._project.exports.get(target.source, {}).get(node.attr)
                     if new:
                         self._attribute(node, new)
@@ -217,14 +216,10 @@ class PythonReview:
                 if parent == alias.name and self._project.has(target.source, last):
                     self._attribute(node, self._project.exports[target.source][last])
                 continue
-            if target.kind != "module" or self._blocked(target):
+            if target.kind != "module" or self._project.blocked(target):
                 continue
             if dotted == alias.name:
-                fresh = absolute_path(alias.name, target.source, target.client or "")
-                if fresh.rpartition(".")[0] == alias.name.rpartition(".")[0]:
-                    self._attribute(node, CLIENT_MODULE)
-                else:
-                    self._add(node.lineno, "service-use", "report", dotted, person=True)
+                self._attribute(node, CLIENT_MODULE)
             elif dotted.rpartition(".")[0] == alias.name and (
                 new := self._project.exports[target.source].get(node.attr)
             ):
@@ -253,7 +248,6 @@ class PythonReview:
                     self._setting(node.arg, self._columns.start(node), "setting-read")
                 case ast.keyword() if node.arg and settings_map.is_setting(node.arg):
                     self._setting(node.arg, self._columns.start(node), "setting-read")
-                    self._default(node.arg, node.value)
                 case _:
                     self._setting_in(node)
 
@@ -319,9 +313,16 @@ class PythonReview:
         return True
 
     def _string(self, node: ast.expr, new: str, kind: str, what: str) -> None:
-        if node.lineno not in self._untouched:
+        if not self._is_one_literal(node, what):
+            self._add(node.lineno, kind, "report", what, person=True)
+        elif node.lineno not in self._untouched:
             self.fixes.strings[self._columns.start(node)] = new
             self._add(node.lineno, kind, "edit", what)
+
+    def _is_one_literal(self, node: ast.expr, value: str) -> bool:
+        """Not 'a' 'b', nor with escapes: between its quotes stands what it means."""
+        source = ast.get_source_segment(self._file.text, node) or ""
+        return source.lstrip("rRuU").strip("'\"") == value
 
     def _setting(self, name: str, position: tuple[int, int], kind: str) -> None:
         if position[0] in self._untouched or position in self.fixes.names:
@@ -355,10 +356,23 @@ class PythonReview:
             if new == old:
                 continue
             position = self._columns.start(literal)
+            if isinstance(old, str) and not self._is_one_literal(literal, old):
+                continue
             if isinstance(new, str):
                 self.fixes.strings[position] = new
             else:
                 self.fixes.values[position] = new
+
+    def _requirements(self) -> None:
+        """The package in the lists of a setup.py."""
+        if posixpath.basename(self._file.path) != "setup.py":
+            return
+        for node in self._file.nodes:
+            for each in node.elts if isinstance(node, (ast.List, ast.Tuple)) else ():
+                text = each.value if isinstance(each, ast.Constant) else None
+                if isinstance(text, str) and is_requirement(text):
+                    self.fixes.elements.add(self._columns.start(each))
+                    self._add(each.lineno, "requirement", "edit", text)
 
     # --- the rest --------------------------------------------------------------
 

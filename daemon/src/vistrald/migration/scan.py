@@ -149,7 +149,9 @@ def _scan_python(result: Scan, tree: Tree, paths: list[str]) -> None:
 
 def _is_only_for_llama(result: Scan, tree: Tree, file: PythonFile) -> bool:
     """Whether a module is nothing without llama_cpp and nobody imports it."""
-    if file.is_test or all(use.safe for use in llama_uses.find(file)):
+    # A lazy import may have a way to do without; one at the top has none.
+    needed = any(not use.safe and use.node in file.tree.body for use in llama_uses.find(file))
+    if file.is_test or not needed:
         return False
     tainted, _ = taint(file.tree, set())
     defined = [
