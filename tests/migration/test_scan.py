@@ -292,6 +292,32 @@ def test_a_copy_in_another_package_that_is_used_by_its_full_name_is_left(tmp_pat
         ("settings.local", "SAIGA_N_CTX=1\nA=2\n", "VISTRAL_N_CTX=4096\nA=2\n"),
         (".env.x", "SAIGA_N_CTX=\nMY_SAIGA_N_CTX=5\n", "VISTRAL_N_CTX=\nMY_SAIGA_N_CTX=5\n"),
         (".env", "SAIGA_CUSTOM = 'a b' # c\n", "VISTRAL_CUSTOM = 'a b' # c\n"),
+        ("x.yml", "run: SAIGA_N_CTX=1 a\n", "run: VISTRAL_N_CTX=1 a\n"),
+        ("x.yml", "- sh -c 'A=1 SAIGA_N_CTX=1 && b'\n", "- sh -c 'A=1 VISTRAL_N_CTX=1 && b'\n"),
+        ("x.yml", "- 'SAIGA_N_CTX=1 a'\n", "- 'VISTRAL_N_CTX=1 a'\n"),
+        ("x.yml", '- "SAIGA_STOP_TOKENS=[\\"x y\\"]"\n', '- "VISTRAL_STOP_TOKENS=[\\"</s>\\"]"\n'),
+        ("x.yml", "- SAIGA_STOP_TOKENS=a\n", "- VISTRAL_STOP_TOKENS=</s>\n"),
+        (
+            "Makefile",
+            "r:\n\tSAIGA_N_CTX=1 run $(SAIGA_X)\n",
+            "r:\n\tVISTRAL_N_CTX=4096 run $(VISTRAL_X)\n",
+        ),
+        (
+            "a.sh",
+            "sed 's/SAIGA_N_CTX=.*/SAIGA_N_CTX=1/' x\n",
+            "sed 's/VISTRAL_N_CTX=.*/VISTRAL_N_CTX=1/' x\n",
+        ),
+        (
+            "a.sh",
+            "x -e SAIGA_N_CTX=1 -e 'SAIGA_Y=2'\n",
+            "x -e VISTRAL_N_CTX=4096 -e 'VISTRAL_Y=2'\n",
+        ),
+        ("a.sh", "cat <<E > .env\nSAIGA_N_CTX=1\nE\n", "cat <<E > .env\nVISTRAL_N_CTX=4096\nE\n"),
+        (
+            "a.sh",
+            ": ${SAIGA_N_CTX:?no}; [ $SAIGA_N_CTX = 1 ]\n",
+            ": ${VISTRAL_N_CTX:?no}; [ $VISTRAL_N_CTX = 1 ]\n",
+        ),
         ("x.yml", "e: { SAIGA_N_CTX: 1, B: 2 }\n", "e: { VISTRAL_N_CTX: 4096, B: 2 }\n"),
         (
             "x.service",

@@ -6,8 +6,9 @@ import shlex
 import tomllib
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
+Style = Literal["env", "yaml", "shell"]
 COUNTERPARTS: dict[str, dict[str, Any]] = tomllib.loads(
     files(__package__).joinpath("settings_map.toml").read_text(encoding="utf-8")
 )
@@ -20,6 +21,8 @@ _USE = re.compile(
     r"(?P<brace>\$\{)?(?P<open>(?<![\w])[\"'])?(?<!\w)(?P<name>SAIGA_[A-Z0-9_]+)(?!\w)"
     r"(?P<close>[\"'])?(?P<sign>:?[-=](?![\s\"']*=)|\s*=\s*|\s*:[ \t]+)?"
 )
+# What stands before the name of a whole line's assignment.
+_LEAD = re.compile(r"\s*(?:-\s+)?(?:(?:export|set)\s+)?[\"']?")
 _MODEL = re.compile(r"saiga|\.gguf", re.IGNORECASE)
 
 
@@ -68,10 +71,11 @@ def new_text(name: str, old: str) -> str:
     return str(entry["value"])
 
 
-def rename(text: str, *, to_line_end: bool) -> Renamed:
-    """Every setting in a piece of a line, comments excluded.
+def rename(text: str, style: Style) -> Renamed:
+    """Every setting in a line, comments excluded.
 
-    `to_line_end`: a bare value goes on to the end (env files, YAML), else to a space (shell).
+    In an env file and after YAML's colon a bare value goes on to the line's end, in a shell's line
+    to the next space.
     """
     pieces: list[str] = []
     names: list[str] = []
@@ -84,8 +88,10 @@ def rename(text: str, *, to_line_end: bool) -> Renamed:
         names.append(name)
         pieces.append(text[position : match.start("name")] + counterpart(name))
         position = match.end("name")
-        value = _value_after(text, match, to_line_end) if sign else None
+        value = _value_after(text, match, style) if sign else None
         if value is None:
+            if sign.strip() in ("=", ":") and _MODEL.search(text[match.end() :]):
+                doubtful.append(name)
             continue
         start, end = value
         old = text[start:end]
@@ -93,7 +99,7 @@ def rename(text: str, *, to_line_end: bool) -> Renamed:
             continue  # refers to others; those are renamed in their turn
         fresh = new_text(name, old)
         quoted = text[start - 1 : start] in ("'", '"') or match["open"] or match["brace"]
-        if not to_line_end and not quoted and fresh != old and shlex.quote(fresh) != fresh:
+        if style == "shell" and not quoted and fresh != old and shlex.quote(fresh) != fresh:
             fresh = shlex.quote(fresh)  # a bare </s> would be a redirection
         if fresh == old and _MODEL.search(old):
             doubtful.append(name)
@@ -102,29 +108,44 @@ def rename(text: str, *, to_line_end: bool) -> Renamed:
     return Renamed("".join(pieces) + text[position:], tuple(names), tuple(doubtful))
 
 
-def _value_after(text: str, match: re.Match[str], to_line_end: bool) -> tuple[int, int] | None:
-    """Where the value of an assignment or a default lies, without its quotes; None: nowhere."""
-    start = match.end()
+def _value_after(text: str, match: re.Match[str], style: Style) -> tuple[int, int] | None:
+    """Where the value of an assignment or a default lies, without its quotes.
+
+    None: there is none, or where it ends is not certain. Then only the name changes.
+    """
+    start, before, sign = match.end(), text[: match.start()], match["sign"].strip()
     if match["brace"]:
         end = text.find("}", start)
-        inside = end >= 0 and match["sign"] in (":-", "-", ":=", "=")
-        return (start, end) if inside else None
-    if match["sign"].strip() not in ("=", ":") or text[: match.start()].endswith("$"):
+        return (start, end) if end >= 0 and sign in (":-", "-", ":=", "=") else None
+    if sign not in ("=", ":") or before.endswith("$"):
         return None
-    whole = match["open"] and not match["close"]  # "SAIGA_X=all of it is quoted"
+    whole = bool(match["open"] and not match["close"])  # "SAIGA_X=all of it is quoted"
     quote = match["open"] if whole else text[start : start + 1]
     if quote in ("'", '"'):
-        start += not whole
-        closing = re.compile(rf"(?:\\.|[^\\{quote}])*").match(text, start)
-        end = closing.end() if closing else len(text)
-        return (start, end) if text[end : end + 1] == quote else None
-    if to_line_end and "{" in text[: match.start()]:  # YAML's { A: 1, B: 2 }
-        flow = re.compile(r"[^,}]*").match(text, start)
-        return (start, start + len(flow[0].rstrip())) if flow else None
-    if to_line_end:
+        return _quoted(text, start if whole else start + 1, quote, whole)
+    return _bare(text, start, before, sign, style)
+
+
+def _quoted(text: str, start: int, quote: str, whole: bool) -> tuple[int, int] | None:
+    closing = re.compile(rf"(?:\\.|[^\\{quote}])*").match(text, start)
+    end = closing.end() if closing else len(text)
+    # sh -c 'SAIGA_X=1 command': the quotes are not the value's.
+    command = whole and re.search(r"\s", text[start:end]) and not text.startswith("[", start)
+    return None if command or text[end : end + 1] != quote else (start, end)
+
+
+def _bare(text: str, start: int, before: str, sign: str, style: Style) -> tuple[int, int] | None:
+    at_start = bool(_LEAD.fullmatch(before))
+    if (style == "env" or (style == "yaml" and sign == ":")) and at_start:
         return start, len(text.rstrip())
-    bare = re.compile(r"[^\s;&|)]*").match(text, start)
-    return (start, bare.end()) if bare else None
+    if style == "yaml" and sign == ":":  # { A: 1, B: 2 }
+        flow = re.compile(r"[^,{}\[\]'\"]*(?=[,}])").match(text, start)
+        return (start, start + len(flow[0].rstrip())) if flow and "{" in before else None
+    bare = re.compile(r"[^\s;&|)\"'`]*(?=[\s;&|)]|$)").match(text, start)
+    # - SAIGA_X=1 command, or a value with spaces in it?
+    if bare is None or (style == "yaml" and text[bare.end() :].strip()):
+        return None
+    return start, bare.end()
 
 
 def _entry(name: str) -> dict[str, Any]:

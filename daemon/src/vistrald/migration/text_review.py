@@ -22,6 +22,7 @@ _SEPARATOR = re.compile(r"(&&|\|\||;|\|)")
 _LEAD = re.compile(
     r"\s*(?:(?:RUN|run)\s+(?:--\S+\s+)*|-\s+)?(?:[\w-]+:\s+)?(?:sudo\s+)?(?:\w+=(?:\"[^\"]*\"|'[^']*'|\S*)\s+)*"
 )
+_STYLES: dict[Category, settings_map.Style] = {"env": "env", "yaml": "yaml"}
 _COMMENTS: dict[Category, str] = {"systemd": "#;", "cron": "#", "dockerfile": "#"}
 
 
@@ -215,8 +216,7 @@ class _Lines:
                 return f"{value[1]}{value[2]}{fresh}{value[4]}{comment}{end}"
         if not settings_map.SETTING.search(code):
             return line
-        to_line_end = self._category in ("env", "yaml", "script")
-        renamed = settings_map.rename(code, to_line_end=to_line_end)
+        renamed = settings_map.rename(code, _STYLES.get(self._category, "shell"))
         for name in dict.fromkeys(renamed.names):
             doubtful = name in renamed.doubtful
             self._add(number, "setting-line", "edit", name, person=doubtful)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vistrald.migration.changes import Change
-from vistrald.migration.effects import Effects
+from vistrald.migration.effects import Effects, sync_folder
 from vistrald.migration.entry import Entry, digest, look, write_metadata
 from vistrald.migration.journal import Phase, Run, Step, latest, next_home
 from vistrald.migration.prepare import MARKER, MigrationError, check, prepare
@@ -300,10 +300,12 @@ def _locked(root: Path, archive: Path, *, create: bool) -> Iterator[None]:
     """One at a time, by the application and by the archive; the kernel frees a dead one's lock."""
     descriptors: list[int] = []
     try:
-        if create and not archive.exists():
-            if archive.is_relative_to(root):
-                check(root, archive, [])
-            archive.mkdir(mode=0o700, parents=True)
+        if create:
+            if not root.is_dir():
+                raise MigrationError(f"{root} is not a directory; name the application's folder")
+            check(root, archive, [])
+            archive.mkdir(mode=0o700, parents=True, exist_ok=True)
+            sync_folder(archive.parent)
         for folder in (root, archive):
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             descriptors.append(descriptor)
@@ -316,5 +318,7 @@ def _locked(root: Path, archive: Path, *, create: bool) -> Iterator[None]:
         yield
     finally:
         for descriptor in descriptors:
-            with suppress(OSError):
-                os.close(descriptor)
+            os.close(descriptor)
+        if create:
+            with suppress(OSError):  # it stays unless it is empty: there was nothing to do
+                archive.rmdir()
