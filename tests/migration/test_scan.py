@@ -318,6 +318,20 @@ def test_a_copy_in_another_package_that_is_used_by_its_full_name_is_left(tmp_pat
             ": ${SAIGA_N_CTX:?no}; [ $SAIGA_N_CTX = 1 ]\n",
             ": ${VISTRAL_N_CTX:?no}; [ $VISTRAL_N_CTX = 1 ]\n",
         ),
+        ("x.yml", "SAIGA_N_CTX: &c 8192\n", "VISTRAL_N_CTX: &c 8192\n"),
+        ("x.yml", "SAIGA_N_CTX: |\n  8192\n", "VISTRAL_N_CTX: |\n  8192\n"),
+        (
+            "Dockerfile",
+            "RUN a \\\n  && pip install -q \\\n    llama-cpp-python \\\n  && b\n",
+            "RUN a \\\n  && true \\\n  && b\n",
+        ),
+        ("Dockerfile", 'RUN ["pip", "install", "llama-cpp-python"]\n', None),
+        (
+            ".env",
+            'SAIGA_MODEL_PATH="$H/a.gguf"\n',
+            'VISTRAL_MODEL_PATH="/var/lib/vistral/models"\n',
+        ),
+        (".env", "SAIGA_A=${B}\nC=$SAIGA_A\n", "VISTRAL_A=${B}\nC=$VISTRAL_A\n"),
         ("x.yml", "e: { SAIGA_N_CTX: 1, B: 2 }\n", "e: { VISTRAL_N_CTX: 4096, B: 2 }\n"),
         (
             "x.service",
@@ -330,6 +344,23 @@ def test_a_copy_in_another_package_that_is_used_by_its_full_name_is_left(tmp_pat
 )
 def test_forms_of_other_files(tmp_path: Path, name: str, old: str, new: str | None) -> None:
     assert scan(write(tmp_path, {name: old})).texts.get(name) == new
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line", "kind"),
+    [
+        ("Dockerfile", 'RUN ["pip", "install", "llama-cpp-python"]\n', 1, "requirement"),
+        ("ci.yml", "- run: pip install llama-cpp-python\n", 1, "requirement"),
+        ("a.service", "[Service]\nEnvironment=SAIGA_X=1\nMemoryMax=12G\n", 3, "memory-limit"),
+        (".env", "SAIGA_ADAPTER=/opt/saiga.bin\n", 1, "setting-line"),
+        (".env", "SAIGA_P=${SAIGA_HOME}/x.gguf\n", 1, "setting-line"),
+    ],
+)
+def test_what_is_not_certain_is_left_to_a_person(
+    tmp_path: Path, name: str, text: str, line: int, kind: str
+) -> None:
+    findings = scan(write(tmp_path, {name: text})).findings
+    assert (line, kind) in {(each.line, each.kind) for each in findings if each.person}
 
 
 def test_encodings_and_marks_survive(application: Path) -> None:

@@ -99,7 +99,8 @@ def without_in_command(command: str) -> str | None:
             kept.pop()
         else:
             kept.append(word)
-            targets += flag in ("-r", "--requirement", "-e") or not (flag or bare.startswith("-"))
+            plain = bare != "" and not flag and not bare.startswith("-")  # "": a line's backslash
+            targets += plain or flag in ("-r", "--requirement", "-e")
             targets += bare.startswith(("-r", "--requirement=")) and bare not in _TAKES_VALUE
         flag = bare if bare in _TAKES_VALUE or bare == "-e" else ""
     return head + "".join(kept) + tail if targets else ""

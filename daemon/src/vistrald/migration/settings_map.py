@@ -95,8 +95,11 @@ def rename(text: str, style: Style) -> Renamed:
             continue
         start, end = value
         old = text[start:end]
-        if "$" in old or "SAIGA_" in old:
-            continue  # refers to others; those are renamed in their turn
+        # What refers to other variables is kept, unless it leads to the old model.
+        if "SAIGA_" in old or ("$" in old and not _MODEL.search(old)):
+            if _MODEL.search(text[start:].replace("SAIGA_", "")):
+                doubtful.append(name)
+            continue
         fresh = new_text(name, old)
         quoted = text[start - 1 : start] in ("'", '"') or match["open"] or match["brace"]
         if style == "shell" and not quoted and fresh != old and shlex.quote(fresh) != fresh:
@@ -135,6 +138,8 @@ def _quoted(text: str, start: int, quote: str, whole: bool) -> tuple[int, int] |
 
 
 def _bare(text: str, start: int, before: str, sign: str, style: Style) -> tuple[int, int] | None:
+    if style == "yaml" and text[start : start + 1] in tuple("&*!|>"):  # anchors, tags, blocks
+        return None
     at_start = bool(_LEAD.fullmatch(before))
     if (style == "env" or (style == "yaml" and sign == ":")) and at_start:
         return start, len(text.rstrip())

@@ -16,7 +16,9 @@ from vistrald.migration.source import lines_of, split_end
 MENTION = re.compile(
     r"saiga|\bсайг[аиуеой]|llama[-_. ]?cpp|\.gguf\b|<bot>|configure_model", re.IGNORECASE
 )
-_MEMORY_LIMIT = re.compile(r"\s*(mem_limit|mem_reservation|memswap_limit|memory)\s*:")
+_MEMORY_LIMIT = re.compile(
+    r"\s*((mem_limit|mem_reservation|memswap_limit|memory)\s*:|Memory(Max|High|Limit)\s*=)"
+)
 _SEPARATOR = re.compile(r"(&&|\|\||;|\|)")
 # What may stand before a command on its line.
 _LEAD = re.compile(
@@ -108,7 +110,7 @@ class _Lines:
         for lines in self._logical_lines():
             out += self._logical(lines, number)
             number += len(lines)
-        if self._findings and self._category == "yaml":
+        if self._findings and self._category in ("yaml", "systemd"):
             self._memory_limits()
         return TextReview("".join(out), sorted(self._findings))
 
@@ -180,11 +182,13 @@ class _Lines:
             elif self._category == "yaml" and re.match(r"\s*(-\s+)?[\w-]+:\s|\s*-\s", lead):
                 # `run: true` would be a Boolean and an empty list may mean something else.
                 self._add(number + offset, "requirement", "report", pieces[index], person=True)
-                continue
+                return whole
             else:
                 pieces[index] = _only_true(pieces[index], lead)
             changed = True
             self._add(number + offset, "requirement", "edit", whole.splitlines()[offset])
+        if not changed and re.search(r"\b(pip|poetry|pipenv|uv)[\d.]*\b", whole):
+            self._add(number, "requirement", "report", whole, person=True)
         return "".join(pieces) + end if changed else whole
 
     def _script_call(self, whole: str, number: int) -> str | None:
