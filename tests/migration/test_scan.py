@@ -123,6 +123,10 @@ def test_every_kind_is_explained_in_both_languages() -> None:
             "from services import saiga_service as m\nm.SaigaService()\n",
             {(1, "service-import", "edit"), (2, "service-use", "edit")},
         ),
+        (
+            "import services.saiga_service\nservices.saiga_service.SaigaService()\n",
+            {(1, "service-import", "edit"), (2, "service-use", "edit")},
+        ),
         ("import services.saiga_service as m\nm.other()\n", {(1, "service-import", "report")}),
         ("from services.saiga_service import *\n", {(1, "service-import", "report")}),
         ("x = os.getenv('SAIGA_' 'N_CTX')\n", {(1, "setting-read", "report")}),
@@ -248,6 +252,16 @@ def test_the_package_leaves_a_setup_py(tmp_path: Path) -> None:
     result = scan(write(tmp_path, {"setup.py": code}))
     edited = "setup(install_requires=[\n    'a',  # b\n    'c',\n])\n"
     assert edit(code, result.python["setup.py"]) == edited
+
+
+def test_a_module_that_its_package_hides_behind_the_singleton_is_left(tmp_path: Path) -> None:
+    service = SERVICE + "saiga_service = SaigaService()\n"
+    user = "from p import saiga_mock\nsaiga_mock.SaigaService()\n"
+    files = {"p/__init__.py": "from .saiga_service import saiga_service\n", "user.py": user}
+    files |= {"p/saiga_service.py": service, "p/saiga_mock.py": SERVICE}
+    result = scan(write(tmp_path, files))
+    assert result.removed == {"p/saiga_service.py"}
+    assert ("user.py", 1, "service-import", "report") in found(result)
 
 
 def test_a_copy_in_another_package_that_is_used_by_its_full_name_is_left(tmp_path: Path) -> None:

@@ -104,6 +104,39 @@ def test_nothing_of_the_old_model_is_left(application: Path, tmp_path: Path) -> 
         assert b"\nllama" not in path.read_bytes().replace(b"llama-cpp-python-extras", b"")
 
 
+TRY_IT = """
+import app.main, app.api.admin, app.api.chat, app.api.health, app.services as services
+from app.services.enhanced_rag_service import enhanced_rag_service
+print(type(enhanced_rag_service.llm).__name__, services.__all__[1], app.main.settings.answer_tokens)
+"""
+# The application's own dependency, as far as its settings need it.
+SETTINGS_LIBRARY = """
+from pydantic import BaseModel as BaseSettings
+SettingsConfigDict = dict
+"""
+
+
+@pytest.mark.requirement("4.3")
+def test_the_application_runs_before_after_and_back_again(
+    application: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "pydantic_settings.py").write_text(SETTINGS_LIBRARY)
+
+    def runs() -> str:
+        environment = os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, "-W", "ignore", "-c", TRY_IT]
+        home = application / "backend"
+        return subprocess.check_output(command, cwd=home, env=environment, text=True).strip()
+
+    before = picture(application)
+    assert runs() == "SaigaService saiga_service 8160"
+    apply(application, tmp_path / "archive")
+    assert runs() == "VistralService vistral_service 4064"
+    transaction.roll_back(tmp_path / "archive")
+    assert runs() == "SaigaService saiga_service 8160"
+    assert picture(application) == before
+
+
 def test_an_edited_file_keeps_its_owner_mode_and_attributes(
     application: Path, tmp_path: Path
 ) -> None:

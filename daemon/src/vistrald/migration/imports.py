@@ -187,7 +187,14 @@ class Project:
                     yield target.source, ""
 
     def _is_moved(self, node: ImportNode, alias: ast.alias, target: Target) -> bool:
-        """`import old.saiga_service`, used by its full name, where the client is not in `old`."""
+        """Whether the client's module would not be found by the same kind of import.
+
+        Its package may bind the singleton, which has the same name; or `import old.saiga_service`
+        is used by its full name and the client is not in `old`.
+        """
+        package = posixpath.join(posixpath.dirname(target.client or ""), "__init__.py")
+        if CLIENT_MODULE in self.exports.get(package, {}).values():
+            return True
         if not isinstance(node, ast.Import) or alias.asname or "." not in alias.name:
             return False
         fresh = absolute_path(alias.name, target.source, target.client or "")

@@ -1,11 +1,10 @@
 import os
-import app.services.saiga_service
 from app.services import saiga_service as saiga
 from app.core.config import settings
 
 
 def ready():
-    service = app.services.saiga_service.saiga_service
+    service = saiga
     return {
         "loaded": service.is_model_loaded(),
         "file": os.path.exists(settings.SAIGA_MODEL_PATH),
