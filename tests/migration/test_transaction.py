@@ -137,6 +137,21 @@ def test_the_application_runs_before_after_and_back_again(
     assert picture(application) == before
 
 
+def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    root, archive = small_application(tmp_path / "app"), tmp_path / "archive"
+    odd = os.fsdecode(os.fsencode(root) + b"/\xff.env")
+    Path(odd).write_text("SAIGA_N_CTX=1\n")
+    before = picture(root)
+    options = ("--archive", archive, "--client", CLIENT)
+    assert "\\udcff.env" in str(invoke("scan", root)[1]["findings"])
+    assert invoke("plan", root, "-o", tmp_path / "plan", *options)[0] == 0
+    assert invoke("apply", root, *options)[0] == 0
+    assert invoke("apply", root, *options, "--yes")[0] == 0
+    assert Path(odd).read_text() == "VISTRAL_N_CTX=4096\n"
+    assert invoke("rollback", root)[0] == 0
+    assert picture(root) == before
+
+
 def test_an_edited_file_keeps_its_owner_mode_and_attributes(
     application: Path, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from vistrald.cli.output import CONFIG_INVALID, REFUSED, as_json_option, finish,
 from vistrald.migration import plan as planning
 from vistrald.migration import transaction
 from vistrald.migration.changes import Change, changes_of, read_client
-from vistrald.migration.finding import Finding
+from vistrald.migration.finding import Finding, shown
 from vistrald.migration.host import host_facts
 from vistrald.migration.prepare import MigrationError, check
 from vistrald.migration.scan import Scan, scan
@@ -56,8 +56,8 @@ def scan_command(application: Path, model_folders: tuple[Path, ...], as_json: bo
         return
     for each in result.findings:
         person = "  (a person must decide)" if each.person else ""
-        place = f"{each.file}:{each.line}" if each.line else each.file
-        click.echo(f"{place}  {each.action}  {each.what or each.kind}: {each.reason()}{person}")
+        what = shown(each.what) or each.kind
+        click.echo(f"{each.place}  {each.action}  {what}: {each.reason()}{person}")
     counts = ", ".join(f"{count} {action}" for action, count in result.counts.items())
     click.echo(f"{result.files} files, {len(result.findings)} findings: {counts or 'none'}")
 
@@ -133,7 +133,7 @@ def apply(application: Path, archive: Path, yes: bool, as_json: bool, **options:
         if not yes:
             changes = wanted()
             check(application.resolve(), archive.resolve(), changes)
-            lines = [f"{each.kind} {each.path}" for each in changes]
+            lines = [shown(f"{each.kind} {each.path}") for each in changes]
             return {"would": lines, "text": "\n".join([*lines, "Nothing was done; add --yes."])}
         outcome = transaction.apply(application, archive, wanted)
         undo = f"vistrald migrate rollback {application}"
@@ -244,8 +244,8 @@ def _answer(
     try:
         answer = act()
     except (MigrationError, OSError) as error:
-        refuse(report | extra(), as_json, str(error), REFUSED)
-    text = answer.pop("text")
+        refuse(report | extra(), as_json, shown(str(error)), REFUSED)
+    text = shown(answer.pop("text"))
     finish(report | answer | extra() | {"ok": True}, as_json, text)
 
 

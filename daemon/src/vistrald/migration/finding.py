@@ -13,6 +13,11 @@ KINDS: dict[str, dict[str, str]] = tomllib.loads(
 )
 
 
+def shown(text: str) -> str:
+    """A name that is not UTF-8, in a form that can be printed."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 @dataclass(frozen=True, order=True)
 class Finding:
     file: str  # relative to the application, with /
@@ -38,14 +43,18 @@ class Finding:
         """What a person does about it; why it was found, where there is nothing to do."""
         return KINDS[self.kind].get(f"do_{language}", self.reason(language))
 
+    @property
+    def place(self) -> str:
+        return shown(f"{self.file}:{self.line}" if self.line else self.file)
+
     def as_dict(self, language: Language = "en") -> dict[str, Any]:
         return {
-            "file": self.file,
+            "file": shown(self.file),
             "line": self.line,
             "component": self.component,
             "kind": self.kind,
             "action": self.action,
-            "what": self.what,
+            "what": shown(self.what),
             "reason": self.reason(language),
             "person": self.person,
         } | ({} if self.size is None else {"bytes": self.size})

@@ -112,7 +112,7 @@ class Run:
             "folders": {name: vars(each) for name, each in self.folders.items()},
         }
         part = self.home / "manifest.part"
-        effects.write(part, json.dumps(data, ensure_ascii=False, indent=1).encode())
+        effects.write(part, json.dumps(data, indent=1).encode())
         effects.rename(part, self.home / "manifest.json")
 
     def original(self, step: Step) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 
 from vistrald.migration import llama_uses, text_review
 from vistrald.migration.categories import category
-from vistrald.migration.finding import Finding, Language
+from vistrald.migration.finding import Finding, Language, shown
 from vistrald.migration.fixes import Fixes
 from vistrald.migration.imports import Project
 from vistrald.migration.python_review import PythonReview
@@ -53,14 +53,14 @@ class Scan:
 
     def as_dict(self, language: Language = "en") -> dict[str, Any]:
         return {
-            "application": str(self.root),
+            "application": shown(str(self.root)),
             "files": self.files,
             "findings": [each.as_dict(language) for each in self.findings],
             "by_action": self.counts,
             "for_a_person": sum(each.person for each in self.findings),
             "model_bytes": sum(self.models.values()),
-            "not_read": self.not_read,
-            "skipped_folders": self.skipped,
+            "not_read": {shown(path): why for path, why in self.not_read.items()},
+            "skipped_folders": [shown(path) for path in self.skipped],
         }
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from vistrald.migration.changes import Change
 from vistrald.migration.effects import Effects, sync_folder
 from vistrald.migration.entry import Entry, digest, look, write_metadata
+from vistrald.migration.finding import shown
 from vistrald.migration.journal import Phase, Run, Step, latest, next_home
 from vistrald.migration.prepare import MARKER, MigrationError, check, prepare
 
@@ -32,7 +33,8 @@ class Outcome:
     resumed: bool = False  # whether an interrupted run was gone on with or undone first
 
     def as_dict(self) -> dict[str, Any]:
-        return vars(self) | {"run": self.run and str(self.run)}
+        kept = {shown(path): shown(place) for path, place in self.kept.items()}
+        return vars(self) | {"run": self.run and shown(str(self.run)), "kept": kept}
 
 
 def apply(
