@@ -4,6 +4,8 @@ import ast
 from dataclasses import dataclass, field
 from typing import Any
 
+from vistrald.migration.source import lines_of
+
 Position = tuple[int, int]  # line from 1, column from 0, in characters
 
 
@@ -34,7 +36,7 @@ class Columns:
     """ast counts columns in bytes of UTF-8, people and libcst in characters."""
 
     def __init__(self, text: str) -> None:
-        self._lines = text.split("\n")
+        self._lines = lines_of(text)
 
     def position(self, line: int, byte: int) -> Position:
         source = self._lines[line - 1]

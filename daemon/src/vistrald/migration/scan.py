@@ -76,9 +76,7 @@ def scan(root: Path, model_folders: Iterable[Path] = ()) -> Scan:
     kinds = {path: category(path, source.text) for path, source in result.sources.items()}
     result.removed = {path for path in kinds if _is_script(path, result.sources[path].text)}
     _scan_python(result, tree, [path for path, kind in kinds.items() if kind == "python"])
-    scripts = {
-        posixpath.basename(path) for path in result.removed if not path.endswith("service.py")
-    }
+    scripts = {posixpath.basename(path) for path in result.removed}
     for path, kind in kinds.items():
         text = result.sources[path].text
         if path in result.removed and kind != "python":
