@@ -285,6 +285,11 @@ def test_a_copy_in_another_package_that_is_used_by_its_full_name_is_left(tmp_pat
         ("requirements.txt", "# llama-cpp-python\nllama-index\n", None),
         ("requirements.txt", "llama_cpp_python==1 \\\n  --hash=1 \\\n  --hash=2\nb\n", "b\n"),
         ("x.toml", '[a]\nb = ["llama-cpp-python"]\n', "[a]\nb = []\n"),
+        (
+            "tox.ini",
+            "deps =\n    llama-cpp-python\n    a\nsetenv = SAIGA_N_CTX=1\n",
+            "deps =\n    a\nsetenv = VISTRAL_N_CTX=4096\n",
+        ),
         ("x.toml", '[a]\nb = ["x", "llama-cpp-python>1"]\n', '[a]\nb = ["x"]\n'),
         (
             "x.toml",

@@ -41,7 +41,7 @@ def category(path: str, text: str) -> Category:  # noqa: PLR0911, PLR0912 (a tab
         return "lock"
     if name == "pipfile" or suffix == ".toml":
         return "toml"
-    if name == "setup.cfg":
+    if name in ("setup.cfg", "tox.ini"):
         return "setup_cfg"
     if re.search(r"(^|[-_.])(dockerfile|containerfile)([-_.]|$)", name):
         return "dockerfile"

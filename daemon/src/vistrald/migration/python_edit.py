@@ -1,5 +1,6 @@
 """Applies the fixes of a review to Python source with libcst, which keeps every other character."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -26,7 +27,9 @@ def edit(text: str, fixes: Fixes) -> str:
     if missing := editor.left():
         raise EditError(f"nothing to edit at line {missing[0]}")
     try:
-        compile(edited.code, "edited", "exec", dont_inherit=True)
+        with warnings.catch_warnings():  # invalid escapes are the application's business
+            warnings.simplefilter("ignore")
+            compile(edited.code, "edited", "exec", dont_inherit=True)
     except SyntaxError as error:
         raise EditError(f"would no longer compile: {error}") from None
     return edited.code

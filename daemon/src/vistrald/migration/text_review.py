@@ -134,7 +134,8 @@ class _Lines:
             and not self._runs_script(whole)
         ):
             return lines
-        if self._category in ("requirements", "setup_cfg"):
+        listed = self._category == "setup_cfg" and requirements.is_requirement(whole)
+        if self._category == "requirements" or listed:
             return self._requirement(lines, number)
         if self._is_comment(whole):
             return self._mention(lines, number)
