@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.migration.helpers import MODEL, picture
 from vistrald.cli import main
 from vistrald.migration import transaction
-from vistrald.migration.changes import Change, changes_of
+from vistrald.migration.changes import Change, changes_of, read_client
 from vistrald.migration.effects import Effects
 from vistrald.migration.journal import SLOT_BYTES, Phase, Run, latest
 from vistrald.migration.prepare import MARKER, MigrationError
@@ -518,6 +518,13 @@ def test_a_file_that_another_program_changes_undoes_it_all(tmp_path: Path) -> No
     home = latest(archive)
     assert home
     assert [each.read_text() for each in (home / "kept").iterdir()] == ["SAIGA_N_CTX=1\n"]
+
+
+def test_the_client_that_comes_with_vistrald_takes_the_place(tmp_path: Path) -> None:
+    root = small_application(tmp_path / "app")
+    assert invoke("apply", root, "--archive", tmp_path / "archive", "--yes")[1]["changed"]
+    assert (root / "app/vistral_service.py").read_bytes() == read_client()
+    assert not [each for each in scan(root).findings if each.action != "report"]
 
 
 # --- The command line --------------------------------------------------------------
