@@ -3,7 +3,7 @@
 import click
 
 from vistrald import __version__
-from vistrald.cli import client, frameworks, service, sizing, tuning
+from vistrald.cli import client, frameworks, migration, service, sizing, tuning
 
 
 @click.group()
@@ -22,5 +22,6 @@ for command in (
     tuning.tune,
     sizing.plan,
     frameworks.frameworks,
+    migration.migrate,
 ):
     main.add_command(command)

@@ -1,0 +1,1 @@
+"""Moves an application off the old model and back: scan, plan, apply, roll back, finish."""

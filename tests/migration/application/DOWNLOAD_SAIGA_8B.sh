@@ -1,0 +1,2 @@
+#!/bin/bash
+wget https://example.org/saiga_8b.gguf -P models
