@@ -63,7 +63,7 @@ def verify(
             expected=str(size),
             found=str(stat.st_size),
         )
-    _check_header(path)
+    check_header(path)
     stamp_file = state_dir / f"verified-{sha256[:16]}.json"
     expected = _stamp(path, stat, sha256)
     if _read_stamp(stamp_file) == expected:
@@ -112,8 +112,11 @@ def _stat(path: Path) -> os.stat_result:
         ) from None
 
 
-def _check_header(path: Path) -> None:
-    """A GGUF file begins with its magic, a u32 version, and u64 counts of tensors and keys."""
+def check_header(path: Path) -> None:
+    """Raises ModelFileError unless the file begins as a GGUF does.
+
+    That is its magic, a u32 version, and u64 counts of tensors and keys.
+    """
     with path.open("rb") as file:
         header = file.read(24)
     if len(header) < 24 or header[:4] != b"GGUF":

@@ -3,7 +3,7 @@
 import click
 
 from vistrald import __version__
-from vistrald.cli import client, service, tuning
+from vistrald.cli import client, conversion, service, tuning
 
 
 @click.group()
@@ -20,5 +20,7 @@ for command in (
     client.ask,
     client.warm,
     tuning.tune,
+    conversion.convert,
+    conversion.quantize,
 ):
     main.add_command(command)
