@@ -71,7 +71,7 @@ def make(folder: Path) -> None:
         )
     )
     (source / "config.json").write_text(json.dumps(CONFIG))
-    mx.random.seed(5)
+    mx.random.seed(2)
     model = llama.Model(llama.ModelArgs.from_dict(CONFIG))
     weights = {
         name: _random(name, value.shape).astype(mx.bfloat16)
