@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -200,3 +201,7 @@ def write_tokenizer(folder: Path, pattern: str = TEKKEN) -> None:
     (folder / "tokenizer_config.json").write_text(
         json.dumps(config | {"unk_token": "<unk>", "chat_template": TEMPLATE})
     )
+
+
+if __name__ == "__main__":
+    model().write(Path(sys.argv[1]))

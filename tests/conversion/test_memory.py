@@ -38,7 +38,6 @@ def test_one_layer_of_the_24b_model_and_its_vocabulary(tmp_path: Path, kind: str
     child = subprocess.Popen([*command, f"--type={kind}", "--json"], stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(child.pid, 0)
     assert status == 0
-    print("RSS", used.ru_maxrss, used.ru_utime, used.ru_stime)
     assert used.ru_maxrss * 1024 < LIMIT
     # The vocabulary's tensor alone would have filled it: 131072 x 5120 values in float32.
     assert VOCABULARY * HIDDEN * 4 > LIMIT
