@@ -40,35 +40,32 @@ CONFIG: dict[str, Any] = {
     "rope_theta": 1e8,
     "tie_word_embeddings": False,
 }
-# Module -> shape, GGUF's name; of one layer, and of the rest.
-LAYER = {
-    "input_layernorm": ((HIDDEN,), "attn_norm"),
-    "self_attn.q_proj": ((HEADS * HEAD_DIM, HIDDEN), "attn_q"),
-    "self_attn.k_proj": ((KV_HEADS * HEAD_DIM, HIDDEN), "attn_k"),
-    "self_attn.v_proj": ((KV_HEADS * HEAD_DIM, HIDDEN), "attn_v"),
-    "self_attn.o_proj": ((HIDDEN, HEADS * HEAD_DIM), "attn_output"),
-    "post_attention_layernorm": ((HIDDEN,), "ffn_norm"),
-    "mlp.gate_proj": ((WIDE, HIDDEN), "ffn_gate"),
-    "mlp.up_proj": ((WIDE, HIDDEN), "ffn_up"),
-    "mlp.down_proj": ((HIDDEN, WIDE), "ffn_down"),
-}
-REST = {
-    "model.embed_tokens": ((VOCABULARY, HIDDEN), "token_embd"),
-    "model.norm": ((HIDDEN,), "output_norm"),
-    "lm_head": ((VOCABULARY, HIDDEN), "output"),
-}
-
 Array = np.ndarray[Any, np.dtype[Any]]
 Tensor = tuple[str, Array]  # safetensors' dtype, and the bits
 
 
-def modules() -> dict[str, tuple[tuple[int, ...], str]]:
-    layers = {
-        f"model.layers.{at}.{module}": (shape, f"blk.{at}.{name}")
-        for at in range(LAYERS)
-        for module, (shape, name) in LAYER.items()
+def modules(wide: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Module -> shape, GGUF's name."""
+    queries, values = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
+    found: dict[str, tuple[tuple[int, ...], str]] = {
+        "model.embed_tokens": ((VOCABULARY, HIDDEN), "token_embd"),
+        "model.norm": ((HIDDEN,), "output_norm"),
+        "lm_head": ((VOCABULARY, HIDDEN), "output"),
     }
-    return REST | layers
+    for at in range(LAYERS):
+        layer, block = f"model.layers.{at}", f"blk.{at}"
+        found |= {
+            f"{layer}.input_layernorm": ((HIDDEN,), f"{block}.attn_norm"),
+            f"{layer}.self_attn.q_proj": ((queries, HIDDEN), f"{block}.attn_q"),
+            f"{layer}.self_attn.k_proj": ((values, HIDDEN), f"{block}.attn_k"),
+            f"{layer}.self_attn.v_proj": ((values, HIDDEN), f"{block}.attn_v"),
+            f"{layer}.self_attn.o_proj": ((HIDDEN, queries), f"{block}.attn_output"),
+            f"{layer}.post_attention_layernorm": ((HIDDEN,), f"{block}.ffn_norm"),
+            f"{layer}.mlp.gate_proj": ((wide, HIDDEN), f"{block}.ffn_gate"),
+            f"{layer}.mlp.up_proj": ((wide, HIDDEN), f"{block}.ffn_up"),
+            f"{layer}.mlp.down_proj": ((HIDDEN, wide), f"{block}.ffn_down"),
+        }
+    return found
 
 
 @dataclass
@@ -101,12 +98,14 @@ def model(
     group: int = 64,
     parts: str = "BF16",
     exceptions: dict[str, Any] | None = None,
+    wide: int = WIDE,
 ) -> MlxModel:
     """Random weights. `exceptions` are config.json's, by module."""
     rng = np.random.default_rng(7)
     quantization: dict[str, Any] = {"bits": bits, "group_size": group} | (exceptions or {})
-    made = MlxModel(config=CONFIG | {"quantization": quantization})
-    for module, (shape, name) in modules().items():
+    changes = {"quantization": quantization, "intermediate_size": wide}
+    made = MlxModel(config=CONFIG | changes)
+    for module, (shape, name) in modules(wide).items():
         how = quantization.get(module, quantization)
         if len(shape) == 1 or not how:
             values = (1 + rng.normal(size=shape) / 8).astype(np.float32)

@@ -19,8 +19,7 @@ VOCABULARY, HIDDEN, WIDE, QUERIES, VALUES = 131072, 5120, 32768, 4096, 1024
 
 @pytest.mark.slow
 @pytest.mark.requirement("3.5")
-@pytest.mark.parametrize("kind", ["F16", "Q8_0"])
-def test_one_layer_of_the_24b_model_and_its_vocabulary(tmp_path: Path, kind: str) -> None:
+def test_one_layer_of_the_24b_model_and_its_vocabulary(tmp_path: Path) -> None:
     folder = tmp_path / "mlx"
     folder.mkdir()
     tensors = _tensors()
@@ -34,9 +33,11 @@ def test_one_layer_of_the_24b_model_and_its_vocabulary(tmp_path: Path, kind: str
     (folder / "config.json").write_text(json.dumps(config))
     mlx_files.write_tokenizer(folder)
     _grow_vocabulary(folder / "tokenizer.json")
-    command = [sys.executable, "-m", "vistrald", "convert", folder, tmp_path / "x.gguf"]
-    child = subprocess.Popen([*command, f"--type={kind}", "--json"], stdout=subprocess.DEVNULL)
+    made = tmp_path / "x.gguf"
+    command = [sys.executable, "-m", "vistrald", "convert", folder, made, "--type=Q8_0"]
+    child = subprocess.Popen([*command, "--json"], stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(child.pid, 0)
+    made.unlink()  # 1.4 GB, which pytest would keep
     assert status == 0
     assert used.ru_maxrss * 1024 < LIMIT
     # The vocabulary's tensor alone would have filled it: 131072 x 5120 values in float32.

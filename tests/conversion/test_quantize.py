@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from click.testing import CliRunner
 from gguf import GGUFReader, GGUFWriter
 from gguf.quants import dequantize
 
 from tests.conversion import mlx_files
+from tests.daemon.helpers import wait_until
 from vistrald.cli import main
 from vistrald.conversion.convert import convert, plan
+from vistrald.conversion.destination import part_of
 from vistrald.conversion.quantize import FILE_TYPES
 from vistrald.conversion.quantizer import read_imatrix
 from vistrald.engine import llama
@@ -134,6 +140,25 @@ def test_what_is_no_importance_matrix_is_refused(sources, tmp_path):
     matrix.write_bytes(b"legacy format")
     report = run(sources["F16"], tmp_path / "s.gguf", "IQ4_XS", "--imatrix", str(matrix))
     assert "llama-imatrix --in-file OLD" in report["message"]
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_a_command_that_is_ended_leaves_no_model_and_no_process(tmp_path, end):
+    """Of a model that takes several seconds."""
+    folder = mlx_files.model(wide=16384).write(tmp_path / "mlx")
+    source, dest = tmp_path / "F16.gguf", tmp_path / "small.gguf"
+    convert(plan(folder, "F16"), source, "larger")
+    command = [sys.executable, "-m", "vistrald", "quantize", source, dest, "--type=IQ4_XS"]
+    child = subprocess.Popen([*command, "--threads=1"], stderr=subprocess.DEVNULL)
+    wait_until(part_of(dest).exists)
+    quantizer = psutil.Process(child.pid).children()[0]
+    child.send_signal(end)
+    child.wait(timeout=30)
+    psutil.wait_procs([quantizer], timeout=30)
+    assert not quantizer.is_running()
+    assert not dest.exists()
+    assert run(source, dest, "Q4_0")["ok"]
+    assert not part_of(dest).exists()
 
 
 def test_a_dry_run_writes_nothing_and_knows_the_size(sources, tmp_path):

@@ -5,6 +5,7 @@ saying why.
 """
 
 import ctypes
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,14 @@ from vistrald.engine import llama
 BUFFER_BYTES = 512 * 2**20
 SUMS, COUNTS = ".in_sum2", ".counts"  # endings of an importance matrix's tensors
 Q8_0 = 7  # enum llama_ftype
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def run(request: Request) -> bool:
     """Whether libllama made the file. Raises ConversionError for a bad importance matrix."""
     llama.load_backend()
     # Libllama's own: everything to standard error at once, not only warnings.
-    C.llama_log_set(ctypes.cast(None, C.llama_log_callback), None)
+    C.llama_log_set(C.llama_log_callback(), None)
     params = C.llama_model_quantize_default_params()
     params.ftype = request.file_type
     params.nthread = request.threads
@@ -91,7 +93,13 @@ def read_imatrix(file: Path) -> dict[str, "np.ndarray[Any, np.dtype[np.float32]]
     return importance
 
 
+def end_with_parent() -> None:
+    """A killed command must not leave an hour of work behind that nobody waits for."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 if __name__ == "__main__":
+    end_with_parent()
     try:
         sys.exit(0 if run(Request.model_validate_json(sys.argv[1])) else 1)
     except ConversionError as error:
