@@ -135,6 +135,13 @@ def test_every_key_that_llama_cpp_reads(folder):
     assert set(types[mlx_files.TOKENS :]) == {TokenType.UNUSED}
 
 
+def test_without_head_dim_it_is_hidden_by_heads(tmp_path):
+    model = mlx_files.model()
+    del model.config["head_dim"]
+    model.config["num_attention_heads"], model.config["num_key_value_heads"] = 8, 4
+    refused(model.write(tmp_path / "mlx"), ["q_proj.weight", "[128, 64]", "[256, 64]"])
+
+
 def test_older_and_newer_names_of_the_rope_settings(tmp_path):
     model = mlx_files.model()
     del model.config["rope_theta"]
@@ -196,6 +203,7 @@ def edit(folder: Folder, file: str, **changes: Any) -> None:
         ({"quantization": None}, ["model.embed_tokens.scales", "not quantized"]),
         ({"tie_word_embeddings": True}, ["lm_head.biases", "belong to no part"]),
         ({"num_key_value_heads": 3}, ["num_key_value_heads = 3"]),
+        ({"head_dim": None, "hidden_size": "wide"}, ["hidden_size = wide", "head_dim"]),
     ],
 )
 def test_a_config_that_does_not_fit_the_files_is_refused(folder, changes, told):
@@ -249,6 +257,17 @@ def test_a_missing_tensor_is_named(tmp_path, part):
 def test_a_tokenizer_that_would_make_nonsense_is_refused(folder, file, changes, told):
     edit(folder, file, **changes)
     refused(folder, told)
+
+
+def test_a_model_inside_another_is_recognised(tmp_path):
+    model = mlx_files.model()
+    model.tensors = {f"language_model.{name}": each for name, each in model.tensors.items()}
+    refused(model.write(tmp_path / "mlx"), ["but language_model.model.embed_tokens.biases is"])
+
+
+def test_a_config_that_is_no_table_is_refused(folder):
+    (folder / "config.json").write_text("[1]")
+    refused(folder, ["config.json: the file = [1]"])
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json"])

@@ -48,8 +48,10 @@ class ModelConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _flatten(cls, config: dict[str, Any]) -> dict[str, Any]:
+    def _flatten(cls, config: Any) -> Any:
         """Brings the forms that different versions of transformers and mlx-lm write into one."""
+        if not isinstance(config, dict):
+            return config
         config = dict(config)
         # transformers 5 has rope_parameters; before, rope_theta and rope_scaling stood apart.
         rope = config.get("rope_parameters") or config.get("rope_scaling")
@@ -58,9 +60,9 @@ class ModelConfig(BaseModel):
             config["rope_theta"] = rope["rope_theta"]
         if kind := rope.get("rope_type") or rope.get("type"):
             config["rope_type"] = kind
-        heads = config.get("num_attention_heads")
-        if not config.get("head_dim") and isinstance(heads, int) and heads > 0:
-            config["head_dim"] = config.get("hidden_size", 0) // heads
+        heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
+        if not config.get("head_dim") and type(heads) is type(hidden) is int and heads > 0:
+            config["head_dim"] = hidden // heads
         if not config.get("num_key_value_heads"):
             config["num_key_value_heads"] = heads
         packed = config.get("quantization")

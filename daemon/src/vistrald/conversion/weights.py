@@ -63,11 +63,6 @@ class Weight:
     packed: Packed | None
     head_rows: int
 
-    @property
-    def size(self) -> int:
-        """In values."""
-        return prod(self.shape)
-
     def chunks(self) -> Iterator[Array]:
         """The rows in order, as float32, some MB at a time. Raises ConversionError."""
         rows = self.shape[0]
@@ -183,8 +178,9 @@ def _weight(config: ModelConfig, left: dict[str, StoredTensor], wanted: Wanted) 
             f"{'config.json says that it is not quantized' if packing is None else 'no .biases'}; "
             f"{REMEDY}"
         )
-    _compare_packed(values, Packed(scales, biases, packing), shape)
-    return Weight(name, shape, values, Packed(scales, biases, packing), head_rows)
+    packed = Packed(scales, biases, packing)
+    _compare_packed(values, packed, shape)
+    return Weight(name, shape, values, packed, head_rows)
 
 
 def _compare_packed(values: StoredTensor, packed: Packed, shape: tuple[int, ...]) -> None:
