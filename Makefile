@@ -39,7 +39,7 @@ bench: setup  ## compare with llama.cpp's servers and rewrite docs/benchmarks.*;
 	@python -m bench $(if $(QUICK),--quick,--docs docs)
 
 bench-24b: setup  ## a model of the 24B shape under 14 GB, and rewrite docs/benchmarks-24b.*
-	@python -m bench.shape --type IQ4_XS --type Q4_K_S --docs docs
+	@python -m bench.shape --docs docs
 
 release: setup  ## build the release that site.yml would deploy
 	@python -m tools.wheelhouse

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -101,7 +100,7 @@ def write(done: report.Report, docs: Path) -> None:
     document = docs / "benchmarks.md"
     text = report.put_into(document.read_text(encoding="utf-8"), report.markdown(done))
     report.plot(done, docs / "benchmarks.png")
-    (docs / "benchmarks.json").write_text(json.dumps(done.as_dict(), indent=1) + "\n")
+    (docs / "benchmarks.json").write_text(report.as_json(done), encoding="utf-8")
     document.write_text(text, encoding="utf-8")
 
 

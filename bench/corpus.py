@@ -1,4 +1,4 @@
-"""What is asked: a fixed system text, one section of law as the document, the question last."""
+"""What is asked: a fixed system text, what retrieval found as the document, the question last."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 
 TEXTS = Path(__file__).parent / "texts"
 SECOND_PART = "\n2."
+# Of the texts, which are shortened, in a document: some 700 tokens, what retrieval gives at least.
+FRAGMENTS = 2
 Messages = list[dict[str, str]]
 
 
@@ -19,8 +21,13 @@ class Corpus:
     quote: str  # what asks for the document itself
 
     def messages(self, section: int, question: str, mark: str = "") -> Messages:
-        """A conversation; a mark at its very beginning makes it begin like no other one."""
-        document = self.sections[section % len(self.sections)]
+        """A conversation about a section and the one after it.
+
+        A mark at its very beginning makes it begin like no other one.
+        """
+        document = "\n\n".join(
+            self.sections[(section + each) % len(self.sections)] for each in range(FRAGMENTS)
+        )
         return [
             {"role": "system", "content": f"{mark}{self.system}"},
             {"role": "user", "content": f"{document}\n\n{question}"},

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
@@ -37,8 +39,23 @@ class Report:
             "language": self.language,
             "load_before": self.load_before,
             "servers": {server.name: server.shown() for server in self.servers},
-            "samples": [asdict(sample) for sample in self.samples],
+            # server -> row -> values of each round; six digits say all that a clock does
+            "samples": {
+                server.name: {row: self._rounds(server.name, row) for row in self._rows(server)}
+                for server in self.servers
+            },
         }
+
+    def _rows(self, server: Server) -> list[str]:
+        names = (sample.row for sample in self.samples if sample.server == server.name)
+        return list(dict.fromkeys(names))
+
+    def _rounds(self, server: str, row: str) -> list[list[float]]:
+        found: list[list[float]] = [[] for _ in range(self.rounds)]
+        for sample in self.samples:
+            if (sample.server, sample.row) == (server, row):
+                found[sample.round].append(float(f"{sample.value:.6g}"))
+        return found
 
 
 def table(report: Report) -> Table:
@@ -102,6 +119,13 @@ def put_into(document: str, measured: str) -> str:
     if not begin or not end:
         raise ValueError(f"there is no {BEGIN} … {END}")
     return f"{before}{BEGIN}\n\n{measured}\n\n{END}{after}"
+
+
+def as_json(report: Report) -> str:
+    """Everything, raw samples included; a line for each row of a server."""
+    text = json.dumps(report.as_dict(), indent=1, ensure_ascii=False)
+    samples = re.compile(r"\[\s+\[[^{}]*?\]\s+\]")
+    return samples.sub(lambda found: re.sub(r"\s+", " ", found[0]), text) + "\n"
 
 
 def plot(report: Report, path: Path) -> None:

@@ -80,10 +80,11 @@ def running(server: Server, home: Path) -> Iterator[Running]:
     home.mkdir(parents=True, exist_ok=True)
     port = _free_port()
     log = home / "log"
+    command = server.command(home, port)  # which may have to be compiled first
     began = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(
-            server.command(home, port),
+            command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

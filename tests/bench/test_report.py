@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from bench.corpus import read
 from bench.machine import describe
 from bench.model import packaged
 from bench.ratios import ROWS, Sample
-from bench.report import BEGIN, END, Report, better, markdown, plot, put_into
+from bench.report import BEGIN, END, Report, as_json, better, markdown, plot, put_into
 from bench.visit import QUICK, visit
 
 
@@ -52,6 +53,12 @@ def test_better_is_above_one_whatever_the_unit(measured: Report) -> None:
         found = better(measured.samples, "vistrald", row)
         assert found is not None
         assert found.median == (2 if row.better == "more" else 0.5)
+
+
+def test_raw_samples_are_a_line_for_each_row_of_a_server(measured: Report) -> None:
+    text = as_json(measured)
+    assert json.loads(text)["samples"]["vistrald"]["warm"] == [[20], [40], [60]]
+    assert '"warm": [ [ 20.0 ], [ 40.0 ], [ 60.0 ] ],' in text
 
 
 def test_only_what_stands_between_the_markers_is_replaced() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from vistrald.settings import EngineSection, ModelSection, Settings
 from vistrald.trial import Speed, Trial
@@ -49,6 +50,7 @@ def test_each_setting_is_varied_and_the_best_kept(
     """A host where a core less, q8_0 and no repacking are each faster, by a tenth."""
     monkeypatch.setattr("vistrald.tune.usable_cores", lambda: 4)
     monkeypatch.setattr("psutil.cpu_count", lambda logical: 4)
+    monkeypatch.setattr("vistrald.tune.gives_huge_pages", lambda: True)
 
     def run(trial: Trial) -> Speed:
         faster = (trial.threads == 3) + (trial.engine.kv_type == "q8_0") + (not trial.engine.repack)
@@ -59,14 +61,17 @@ def test_each_setting_is_varied_and_the_best_kept(
     free = settings.model_copy(update={"engine": EngineSection(threads=4)})
     choice = tune(free, tried.append, run)
     assert tried == choice.speeds
-    assert [each.trial.threads for each in tried] == [4, 3, 3, 3]
-    assert choice.engine == {
-        "threads": 3,
-        "kv_type": "q8_0",
-        "repack": False,
-        "load_mode": "none",
-        "parallel_sequences": 4,
-        "draft_tokens": 3,
+    assert [each.trial.threads for each in tried] == [4, 3, 3, 3, 3, 3]
+    assert choice.variables == {
+        "daemon_engine": {
+            "threads": 3,
+            "kv_type": "q8_0",
+            "repack": False,
+            "load_mode": "none",
+            "parallel_sequences": 4,
+            "draft_tokens": 3,
+        },
+        "host_transparent_hugepage": "always",
     }
 
 
@@ -76,6 +81,23 @@ def test_what_gains_no_more_than_noise_changes_nothing(settings: Settings) -> No
 
     choice = tune(settings, run=run)
     assert choice.best is choice.speeds[0]
+
+
+@pytest.mark.parametrize(
+    ("loads", "steps", "mode"), [(5, 1, "mmap"), (10, 1, "none"), (5, 1.1, "none")]
+)
+def test_a_load_mode_that_only_loads_sooner_is_taken(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, loads: float, steps: float, mode: str
+) -> None:
+    monkeypatch.setattr("vistrald.tune.gives_huge_pages", lambda: False)
+
+    def run(trial: Trial) -> Speed:
+        mapped = trial.engine.load_mode == "mmap"
+        slower = (steps if mapped else 1) * (2 if trial.engine.repack else 1)
+        made = speed(trial, 20, {size: each * slower for size, each in BETWEEN.items()})
+        return made.model_copy(update={"load_seconds": loads if mapped else 10})
+
+    assert tune(settings, run=run).variables["daemon_engine"]["load_mode"] == mode
 
 
 def test_an_answer_takes_less_where_prefill_or_steps_do(settings: Settings) -> None:
@@ -101,9 +123,9 @@ def test_a_trial_that_fails_says_which(settings: Settings) -> None:
 
 def test_the_choice_is_yaml_for_the_inventory(settings: Settings) -> None:
     trial = Trial(model=settings.model.path, engine=EngineSection(), threads=8)
-    text = as_yaml(chosen(speed(trial, 20, BETWEEN)))
-    assert text.startswith("---\ndaemon_engine:\n  threads: 8\n")
-    assert "  repack: true\n" in text
+    variables = chosen(speed(trial, 20, BETWEEN))
+    assert yaml.safe_load(as_yaml(variables)) == variables
+    assert variables["daemon_engine"]["threads"] == 8
 
 
 @pytest.mark.slow
@@ -122,21 +144,18 @@ def test_a_real_host_is_measured(tmp_path: Path, model_section: ModelSection) ->
         check=True,
     )
     report: Any = json.loads(done.stdout)
-    assert len(report["speeds"]) >= 3  # other threads, KV type, repacking
+    assert len(report["speeds"]) >= 4  # other threads, KV type, repacking, huge pages or mmap
     for each in report["speeds"]:
         assert each["prefill"] > 0
         assert each["depth"] > 500
         assert set(map(int, each["steps"])) == {1, 2, 3, 4, 6, 8, 16}
-    assert written.read_text() == as_yaml(report["engine"])
+    variables = yaml.safe_load(written.read_text())
+    assert variables == report["variables"]
     # What it writes is what the daemon takes.
-    values = written.read_text().split("daemon_engine:\n")[1].replace(": ", " = ")
-    quoted = "\n".join(
-        f'{key.strip()} = "{value}"' if value in {"f16", "q8_0", "none"} else f"{key} = {value}"
-        for key, value in (line.split(" = ") for line in values.strip().splitlines())
+    chosen_engine = "\n".join(
+        f"{key} = {json.dumps(value)}" for key, value in variables["daemon_engine"].items()
     )
-    config.write_text(
-        config.read_text().replace("context_tokens = 1024\n", f"context_tokens = 1024\n{quoted}\n")
-    )
+    config.write_text(config.read_text().replace("[engine]\n", f"[engine]\n{chosen_engine}\n"))
     checked = subprocess.run(
         [*VISTRALD, "check-config", config],
         capture_output=True,

@@ -4,6 +4,8 @@ A process of its own, so that its memory is free before the next load, and becau
 environment once.
 """
 
+import ctypes
+import os
 import sys
 import time
 from pathlib import Path
@@ -22,6 +24,8 @@ DEEPEST = 1024  # tokens
 STEP_SECONDS = 0.5  # a size is repeated until then
 MOST_REPEATS = 9
 SLOT = 0
+PR_SET_THP_DISABLE = 41  # prctl.h
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 class Trial(BaseModel):
@@ -30,6 +34,7 @@ class Trial(BaseModel):
     model: Path
     engine: EngineSection
     threads: int
+    huge_pages: bool = True  # transparent ones, where the host gives them
 
 
 class Speed(BaseModel):
@@ -44,7 +49,9 @@ class Speed(BaseModel):
 
 
 def measure(trial: Trial) -> Speed:
-    """Loads the model and measures. Raises LlamaError."""
+    """Loads the model and measures. Raises LlamaError, OSError."""
+    if not trial.huge_pages:
+        _refuse_huge_pages()
     began = time.monotonic()
     backend = llama.load_backend()
     model = llama.Model(trial.model, trial.engine)
@@ -67,6 +74,18 @@ def measure(trial: Trial) -> Speed:
         depth=depth,
         steps=steps,
     )
+
+
+def gives_huge_pages() -> bool:
+    """Whether this host backs any program's memory by transparent huge pages, unasked."""
+    return HUGE_PAGES.exists() and "[always]" in HUGE_PAGES.read_text()
+
+
+def _refuse_huge_pages() -> None:
+    """For this process: what it would be like on a host that gives none."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), f"PR_SET_THP_DISABLE: {os.strerror(ctypes.get_errno())}")
 
 
 def _step(context: Context, depth: int, size: int) -> float:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import llama_cpp
+import numpy as np
 from llama_cpp import llama_cpp as C  # noqa: N812 (the C API, named as such)
 
 from vistrald.engine.sampling import Sampling
@@ -293,6 +294,7 @@ class Sampler:
         self, vocabulary: Vocabulary, sampling: Sampling, history: Iterable[int] = ()
     ) -> None:
         """Samplers in llama-server's order; `history` (the prompt's end) counts for the penalty."""
+        self._vocabulary_size = vocabulary.size
         self._chain = C.llama_sampler_chain_init(C.llama_sampler_chain_default_params())
         if sampling.logit_bias:
             pairs = [C.llama_logit_bias(*pair) for pair in sampling.logit_bias]
@@ -301,8 +303,10 @@ class Sampler:
         penalties = (
             sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty,
         )  # fmt: skip
-        if penalties != (1, 0, 0):
+        if penalised := penalties != (1, 0, 0):
             self._add(C.llama_sampler_init_penalties(vocabulary.size, PENALTY_WINDOW, *penalties))
+        # Then the chain would only look for the largest, through a table of all candidates.
+        self._largest = not (sampling.temperature or sampling.logit_bias or penalised)
         if sampling.temperature == 0:
             self._add(C.llama_sampler_init_greedy())
         else:
@@ -320,6 +324,9 @@ class Sampler:
 
     def sample(self, context: Context, index: int) -> int:
         """The token chosen from the logits of the last batch's entry `index`."""
+        if self._largest:
+            row = C.llama_get_logits_ith(context.handle, index)
+            return int(np.ctypeslib.as_array(row, (self._vocabulary_size,)).argmax())
         token: int = C.llama_sampler_sample(self._chain, context.handle, index)
         return token
 
