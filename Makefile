@@ -1,6 +1,6 @@
 # Every command sets up what it needs by itself (tools/setup).
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-shell demo-down test test-fast lint bench bench-24b release lock clean
+.PHONY: help setup demo demo-shell demo-down test test-fast lint bench bench-24b bench-sizing release lock clean
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
@@ -40,6 +40,9 @@ bench: setup  ## compare with llama.cpp's servers and rewrite docs/benchmarks.*;
 
 bench-24b: setup  ## a model of the 24B shape under 14 GB, and rewrite docs/benchmarks-24b.*
 	@python -m bench.shape --docs docs
+
+bench-sizing: setup  ## what `vistrald plan` predicts beside the measured peak, and rewrite docs/sizing.md
+	@python -m bench.sizing --docs docs
 
 release: setup  ## build the release that site.yml would deploy
 	@python -m tools.wheelhouse

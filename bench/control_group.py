@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ import click
 
 ROOT = Path("/sys/fs/cgroup")
 NAME = "vistral-bench"
+LOOK_SECONDS = 0.2
 # What the kernel cannot take back: anonymous pages, its own memory for the group, shared memory.
 UNRECLAIMABLE_V2 = ("anon", "kernel", "shmem")
 UNRECLAIMABLE_V1 = ("total_rss", "total_shmem")
@@ -50,12 +53,12 @@ class ControlGroup:
 
 @contextmanager
 def limited(limit: int) -> Iterator[ControlGroup]:
-    """A group of this name with a limit in bytes and no swap; removed at the end.
+    """A group of this process with a limit in bytes and no swap; removed at the end.
 
     Raises click.ClickException if groups cannot be made here.
     """
     v2 = (ROOT / "cgroup.controllers").exists()
-    folder = (ROOT if v2 else ROOT / "memory") / NAME
+    folder = (ROOT if v2 else ROOT / "memory") / f"{NAME}-{os.getpid()}"
     try:
         folder.mkdir(exist_ok=True)
         if v2:
@@ -72,6 +75,24 @@ def limited(limit: int) -> Iterator[ControlGroup]:
         yield ControlGroup(folder, v2=v2)
     finally:
         _remove(folder)
+
+
+@contextmanager
+def looked_at(group: ControlGroup) -> Iterator[None]:
+    """Has the group's memory read all the while."""
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(LOOK_SECONDS):
+            group.look()
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def _write_if_there(path: Path, value: int) -> None:

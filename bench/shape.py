@@ -7,8 +7,6 @@ import json
 import os
 import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +16,7 @@ import click
 import requests
 
 from bench import hardware, machine, servers, synthetic
-from bench.control_group import ControlGroup, limited
+from bench.control_group import limited, looked_at
 from bench.corpus import Corpus, read
 from bench.report import put_into
 from tools.wheelhouse import LLAMA_VERSION, cache_dir
@@ -30,7 +28,6 @@ LIMIT = 14 * 10**9  # bytes, the product's cap
 USERS = 4
 ANSWER_TOKENS = 16
 ALONE_TOKENS = 24
-LOOK_SECONDS = 0.2
 MODEL_PARAMETERS = 23.57e9
 SECONDS = 3600  # for an answer, on a slow machine
 
@@ -98,10 +95,10 @@ def _measure(kind: str, threads: int) -> Measured:
         )
         _drop_page_cache()
         click.echo(f"{kind}: first start", err=True)
-        with _looked_at(group), servers.running(own, Path(home)) as started:
+        with looked_at(group), servers.running(own, Path(home)) as started:
             first_start = started.ready_seconds
         click.echo(f"{kind}: restart and load", err=True)
-        with _looked_at(group), servers.running(own, Path(home)) as started:
+        with looked_at(group), servers.running(own, Path(home)) as started:
             restart = started.ready_seconds
             prefill, alone = _alone(started.url, read("en"))
             users = _users(started.url)
@@ -113,24 +110,6 @@ def _measure(kind: str, threads: int) -> Measured:
         kind, path.stat().st_size, first_start, restart, peak, kills, prefill, alone, users, speed,
         bandwidth, flops,
     )  # fmt: skip
-
-
-@contextmanager
-def _looked_at(group: ControlGroup) -> Iterator[None]:
-    """Has the group's memory read all the while."""
-    ended = threading.Event()
-
-    def look() -> None:
-        while not ended.wait(LOOK_SECONDS):
-            group.look()
-
-    watcher = threading.Thread(target=look)
-    watcher.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        watcher.join()
 
 
 def _drop_page_cache() -> None:

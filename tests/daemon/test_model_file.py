@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from tests.daemon.gguf_files import Gguf, tensor
 from vistrald.cli import main
 from vistrald.model_file import ModelFileError, verify
 
-CONTENT = b"GGUF" + (3).to_bytes(4, "little") + (7).to_bytes(8, "little") * 2 + b"x" * 1000
+CONTENT = bytes(Gguf(tensors=[tensor("a", (176,), 0)], data=b"x" * 704))
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
@@ -78,6 +79,13 @@ def test_a_broken_stamp_means_hashing_again(file: Path, tmp_path: Path) -> None:
 def test_not_gguf(file: Path, tmp_path: Path, header: bytes) -> None:
     file.write_bytes(header + CONTENT[len(header) :])
     assert refused(file, tmp_path).fault == "format"
+
+
+def test_a_malformed_header_is_refused_though_size_and_digest_are_right(tmp_path: Path) -> None:
+    file = Gguf(tensors=[tensor("a", (8,), 0), tensor("b", (8,), 0)]).write(tmp_path / "m.gguf")
+    data = file.read_bytes()
+    with pytest.raises(ModelFileError, match=r"m\.gguf: offset of tensor 'b' is 0 .* expected 32"):
+        verify(file, len(data), hashlib.sha256(data).hexdigest(), tmp_path)
 
 
 def test_verify_model_reports_in_json(file: Path, tmp_path: Path) -> None:

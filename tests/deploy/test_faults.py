@@ -9,6 +9,8 @@ from tests.deploy.support import current, generate
 pytestmark = pytest.mark.host
 
 MODEL = "/var/lib/vistral/models/smollm2-135m-instruct-b179c9523d0e.gguf"
+# Beyond what the model was trained for: valid, and refused only by the engine.
+TOO_LONG = {"context_tokens": 16384}
 PIN = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
@@ -27,7 +29,7 @@ def test_a_host_with_too_little_memory_and_disk_is_refused_untouched(lab, play):
 
 def test_a_first_release_that_dies_leaves_a_stopped_host_and_a_reason(lab, play):
     fresh = lab.up("fresh")[0]
-    result = play("site.yml", fresh, daemon_memory_max_bytes=60_000_000)
+    result = play("site.yml", fresh, daemon_engine=TOO_LONG)
     assert not result.ok
     assert "There was no release before it: the daemon is stopped." in result.text
     assert current(fresh) == ""
@@ -40,11 +42,23 @@ def test_a_first_release_that_dies_leaves_a_stopped_host_and_a_reason(lab, play)
 
 @pytest.mark.requirement("8.5")
 def test_a_release_that_dies_at_start_is_rolled_back_by_itself(host, first, play):
-    # Too little memory for the model: the kernel kills the daemon while it loads.
-    result = play("site.yml", host, daemon_memory_max_bytes=60_000_000)
+    result = play("site.yml", host, daemon_engine=TOO_LONG)
     assert not result.ok
     assert "failed and was marked bad" in result.text
     assert f"Rolled back to {first}, which answers." in result.text
+    assert current(host) == first
+    assert generate(host)["response"]
+    assert "context_tokens = 4096" in host.run(["cat", "/etc/vistrald.toml"]).stdout
+
+
+@pytest.mark.requirement("6.1")
+@pytest.mark.requirement("6.5")
+def test_a_model_that_does_not_fit_never_goes_live(host, first, play):
+    result = play("site.yml", host, daemon_memory_max_bytes=300_000_000)
+    assert not result.ok
+    assert "did not go live" in result.text
+    assert "needs 0.3" in result.text
+    assert "daemon_engine.context_tokens: " in result.text
     assert current(host) == first
     assert generate(host)["response"]
     limit = host.run(["systemctl", "show", "vistrald.service", "--property=MemoryMax", "--value"])

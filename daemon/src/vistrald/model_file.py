@@ -8,13 +8,14 @@ a stamp in the state directory remembers which file (by inode and times) had the
 import hashlib
 import json
 import os
-import struct
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-GGUF_VERSIONS = (2, 3)
+from vistrald.gguf_header import read_header
+from vistrald.gguf_source import FileSource, HeaderError
+
 CHUNK_BYTES = 8 * 2**20
 
 Fault = Literal["missing", "size", "format", "digest"]
@@ -113,28 +114,15 @@ def _stat(path: Path) -> os.stat_result:
 
 
 def check_header(path: Path) -> None:
-    """Raises ModelFileError unless the file begins as a GGUF does.
+    """What libllama would have to trust: counts, lengths, and where the tensors lie.
 
-    That is its magic, a u32 version, and u64 counts of tensors and keys.
+    Raises ModelFileError.
     """
-    with path.open("rb") as file:
-        header = file.read(24)
-    if len(header) < 24 or header[:4] != b"GGUF":
-        raise ModelFileError(
-            "format",
-            f"{path} is not a GGUF file; convert the model to GGUF first",
-            expected="GGUF",
-            found=header[:4].hex(),
-        )
-    version, tensors, _keys = struct.unpack("<IQQ", header[4:])
-    if version not in GGUF_VERSIONS or tensors == 0:
-        raise ModelFileError(
-            "format",
-            f"{path} is GGUF version {version} with {tensors} tensors; "
-            f"expected little-endian version {GGUF_VERSIONS} with tensors",
-            expected=f"version {GGUF_VERSIONS}",
-            found=f"version {version}",
-        )
+    with FileSource(path) as source:
+        try:
+            read_header(source)
+        except HeaderError as error:
+            raise ModelFileError("format", str(error), error.expected, error.found) from None
 
 
 def _stamp(path: Path, stat: os.stat_result, sha256: str) -> Stamp:

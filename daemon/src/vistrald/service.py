@@ -25,6 +25,10 @@ from vistrald.engine.template import ChatTemplate, TemplateError
 from vistrald.metrics import Metrics
 from vistrald.notify import Notifier
 from vistrald.settings import Settings
+from vistrald.sizing import plan
+from vistrald.sizing.host import this_host
+from vistrald.sizing.shape import ShapeError
+from vistrald.sizing.source import SourceError, read_file
 from vistrald.totals import Totals
 
 log = logging.getLogger(__name__)
@@ -35,6 +39,9 @@ Phase = Literal["starting", "verifying", "loading", "warming", "ready", "drainin
 # hashed and read; the first token of a 24B model from cold memory comes without any.
 SIGN_OF_LIFE_SECONDS = 60
 WARM_UP_SECONDS = 300
+
+# Before the engine runs, a restart mends none of these.
+REFUSALS = model_file.ModelFileError, plan.DoesNotFitError, TemplateError, llama.LlamaError
 
 
 class NotReadyError(Exception):
@@ -168,12 +175,13 @@ class Service:
     def _run(self) -> None:
         try:
             self._verify()
+            self._check_memory()
             engine = self._load()
             self._warm_up(engine)
             engine.run()
         except _StoppedError:
             log.info(logs.line("stopped", phase=self.phase))
-        except (model_file.ModelFileError, TemplateError, llama.LlamaError) as error:
+        except REFUSALS as error:
             refused = self._engine is None
             self._fail("model refused" if refused else "engine died", error, refused)
         except Exception as error:
@@ -200,6 +208,19 @@ class Service:
                 seconds=time.monotonic() - began,
             )
         )
+
+    def _check_memory(self) -> None:
+        """Before gigabytes are read: the kernel would end the process in the midst of them."""
+        path = self.settings.model.path
+        try:
+            model = read_file(path)
+        except (ShapeError, SourceError) as error:
+            # An architecture of another kind may work all the same.
+            log.warning(logs.line("memory not planned", error=error))
+            return
+        host = this_host(path, measure=False)
+        account = plan.check(model, self.settings.engine, host)
+        log.info(logs.line("planned", peak=account.peak, available=host.available, **vars(account)))
 
     def _load(self) -> Engine:
         self._enter("loading")

@@ -3,7 +3,7 @@
 import click
 
 from vistrald import __version__
-from vistrald.cli import client, conversion, service, tuning
+from vistrald.cli import client, conversion, service, sizing, tuning
 
 
 @click.group()
@@ -22,5 +22,6 @@ for command in (
     tuning.tune,
     conversion.convert,
     conversion.quantize,
+    sizing.plan,
 ):
     main.add_command(command)

@@ -68,7 +68,7 @@ def quantize(request: Request, progress: Callable[[float], None] = lambda _: Non
 
 
 def check_source(source: Path) -> None:
-    """Raises ConversionError for what is no GGUF; the rest of the file is libllama's to check."""
+    """Raises ConversionError for a header that libllama must not see."""
     try:
         check_header(source)
     except ModelFileError as error:
