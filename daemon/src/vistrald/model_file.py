@@ -64,7 +64,7 @@ def verify(
             expected=str(size),
             found=str(stat.st_size),
         )
-    _check_header(path)
+    check_header(path)
     stamp_file = state_dir / f"verified-{sha256[:16]}.json"
     expected = _stamp(path, stat, sha256)
     if _read_stamp(stamp_file) == expected:
@@ -113,8 +113,11 @@ def _stat(path: Path) -> os.stat_result:
         ) from None
 
 
-def _check_header(path: Path) -> None:
-    """What libllama would have to trust: counts, lengths, and where the tensors lie."""
+def check_header(path: Path) -> None:
+    """What libllama would have to trust: counts, lengths, and where the tensors lie.
+
+    Raises ModelFileError.
+    """
     with FileSource(path) as source:
         try:
             read_header(source)

@@ -3,7 +3,7 @@
 import click
 
 from vistrald import __version__
-from vistrald.cli import client, frameworks, migration, service, sizing, tuning
+from vistrald.cli import client, conversion, frameworks, migration, service, sizing, tuning
 
 
 @click.group()
@@ -23,5 +23,7 @@ for command in (
     sizing.plan,
     frameworks.frameworks,
     migration.migrate,
+    conversion.convert,
+    conversion.quantize,
 ):
     main.add_command(command)

@@ -1,0 +1,1 @@
+"""MLX files to GGUF, and GGUF to a smaller type: what a model takes on its way to the daemon."""
