@@ -3,7 +3,7 @@
 import click
 
 from vistrald import __version__
-from vistrald.cli import client, service, sizing, tuning
+from vistrald.cli import client, pin, service, sizing, tuning
 
 
 @click.group()
@@ -21,5 +21,6 @@ for command in (
     client.warm,
     tuning.tune,
     sizing.plan,
+    pin.pin,
 ):
     main.add_command(command)
