@@ -20,6 +20,7 @@ class Outcome:
     failures: list[str] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
     stats: dict[str, Any] = field(default_factory=dict)
+    output: str = ""  # what a person sees
 
     @property
     def ok(self) -> bool:
@@ -31,7 +32,7 @@ class Outcome:
 
 
 def outcome(runner: Any) -> Outcome:
-    result = Outcome(runner.status, stats=runner.stats or {})
+    result = Outcome(runner.status, stats=runner.stats or {}, output=runner.stdout.read())
     for event in runner.events:
         data = event.get("event_data", {})
         answer = data.get("res", {})
