@@ -268,6 +268,8 @@ def fetch(job: Job, progress: Progress, pause: Callable[[float], None] = time.sl
     `retries` rounds without a new byte are the end, so that a bad line that still moves gets
     there, and a dead one is told.
     """
+    if len(job.token.split()) > 1:
+        return "model_token has a space or a line break inside; put it into the vault as one word"
     if complete(job):
         return ""  # fetched after the playbook had been cut off; whether it is good is seen later
     faults: dict[str, str] = {}
@@ -300,7 +302,7 @@ def fetch(job: Job, progress: Progress, pause: Callable[[float], None] = time.sl
 def main() -> None:
     job_file, status_file = map(Path, sys.argv[1:])
     data = json.loads(job_file.read_text())
-    job = Job(**data | {"part": Path(data["part"])})
+    job = Job(**data | {"part": Path(data["part"]), "token": data["token"].strip()})
     progress = Progress(status_file, job)
     try:
         fault = fetch(job, progress)

@@ -139,6 +139,8 @@ def start(module: AnsibleModule, unit: str) -> None:
     params = module.params
     RUN.mkdir(mode=0o755, exist_ok=True)
     (RUN / f"{unit}.json").unlink(missing_ok=True)
+    for left in RUN.glob("job-*"):  # of a call that was killed on the way
+        left.unlink()
     handle, name = tempfile.mkstemp(dir=RUN, prefix="job-")
     try:
         with os.fdopen(handle, "w") as file:
