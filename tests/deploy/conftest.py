@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,14 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 def play(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Play:
     """Runs a playbook of the repository on one host with the demo's variables."""
 
-    def run(playbook: str, host: Host, *, check: bool = False, **extravars: Any) -> Outcome:
+    def run(
+        playbook: str,
+        host: Host,
+        *,
+        check: bool = False,
+        cancel: Callable[[], bool] | None = None,
+        **extravars: Any,
+    ) -> Outcome:
         home = tmp_path_factory.mktemp("play")
         inventory = home / "inventory"
         (inventory / "group_vars").mkdir(parents=True)
@@ -46,6 +53,7 @@ def play(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Play:
             extravars=extravars,
             cmdline="--check" if check else None,
             quiet=True,
+            cancel_callback=cancel,
         )
         return outcome(runner)
 

@@ -20,6 +20,8 @@ class Outcome:
     failures: list[str] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
     stats: dict[str, Any] = field(default_factory=dict)
+    output: str = ""  # what a person sees
+    record: str = ""  # all that Ansible tells its callbacks, for logs to keep
 
     @property
     def ok(self) -> bool:
@@ -31,8 +33,14 @@ class Outcome:
 
 
 def outcome(runner: Any) -> Outcome:
-    result = Outcome(runner.status, stats=runner.stats or {})
-    for event in runner.events:
+    events = list(runner.events)
+    result = Outcome(
+        runner.status,
+        stats=runner.stats or {},
+        output=runner.stdout.read(),
+        record=json.dumps(events),
+    )
+    for event in events:
         data = event.get("event_data", {})
         answer = data.get("res", {})
         message = str(answer.get("msg", ""))

@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def load(role: str, name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"roles/{role}/library/{name}.py")
+def load(role: str, name: str, folder: str = "library") -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"roles/{role}/{folder}/{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -30,6 +30,16 @@ def release_module() -> ModuleType:
 @pytest.fixture(scope="session")
 def model_module() -> ModuleType:
     return load("model", "vistral_model")
+
+
+@pytest.fixture(scope="session")
+def model_store() -> ModuleType:
+    return load("model", "vistral_model_store")
+
+
+@pytest.fixture(scope="session")
+def model_files() -> ModuleType:
+    return load("model", "vistral_model_files", "filter_plugins")
 
 
 @pytest.fixture(scope="session")

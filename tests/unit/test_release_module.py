@@ -157,6 +157,15 @@ def test_prune_in_check_mode_removes_nothing(release_module, root):
     assert len(release_module.load(root)) == 3
 
 
+def test_a_release_that_was_left_can_be_marked_bad_and_the_current_one_not(release_module, root):
+    deploy(release_module, root, "a", "b")
+    release_module.mark(root, "a", "answers\ngot worse")
+    assert {r.id: r.bad for r in release_module.load(root)} == {"a": "answers got worse", "b": ""}
+    for identity in ("b", "none"):
+        with pytest.raises(release_module.RefusedError, match="is not marked bad"):
+            release_module.mark(root, identity, "r")
+
+
 def test_check_mode_never_switches(release_module, root):
     deploy(release_module, root, "a")
     install(root, "b")

@@ -44,6 +44,7 @@ def render() -> Render:
         known = variables(
             "roles/host/defaults/main.yml",
             "roles/model/defaults/main.yml",
+            "roles/model/vars/main.yml",
             "roles/daemon/defaults/main.yml",
             "roles/daemon/vars/main.yml",
             *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "group_vars/all").glob("*.yml"))),

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 from vistrald import log as logs
-from vistrald import model_file
+from vistrald import model_file, model_parts
 from vistrald.cgroup import memory_limit, memory_used, usable_cores
 from vistrald.engine import llama
 from vistrald.engine.disk_cache import DiskCache
@@ -197,9 +197,7 @@ class Service:
         self._enter("verifying")
         model = self.settings.model
         began = time.monotonic()
-        hashed = model_file.verify(
-            model.path, model.size, model.sha256, self.settings.paths.state_dir, self._advance
-        )
+        hashed = model_parts.verify(model, self.settings.paths.state_dir, self._advance)
         log.info(
             logs.line(
                 "verified",
@@ -257,7 +255,7 @@ class Service:
         if not (settings.engine.disk_cache_bytes and settings.engine.prefix_cache):
             return None
         # Tokenizer and shape are the model file's.
-        key = f"{settings.model.sha256} {settings.engine.kv_type} {llama.version()}"
+        key = f"{settings.model.digest} {settings.engine.kv_type} {llama.version()}"
         try:
             return DiskCache(
                 settings.paths.state_dir / "prefixes", key, settings.engine.disk_cache_bytes

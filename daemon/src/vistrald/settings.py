@@ -1,6 +1,7 @@
 """One immutable settings object, read once from one TOML file."""
 
 import difflib
+import hashlib
 import tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,11 +23,48 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+class PartSection(Section):
+    """A further file of a split model; its path follows from the first's."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(gt=0, description="bytes")
+
+
 class ModelSection(Section):
     path: AbsolutePath
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     size: int = Field(gt=0, description="bytes")
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$", description="id in the API")
+    parts: list[PartSection] = Field(default=[], description="the files after the first")
+
+    @model_validator(mode="after")
+    def _named_as_libllama_looks_for_them(self) -> Self:
+        if self.parts and not self.path.name.endswith(self._ending(1)):
+            raise ValueError(
+                f"model.path is the first of {len(self.parts) + 1} files, so it must end in "
+                f"{self._ending(1)}; it is {self.path}"
+            )
+        return self
+
+    def _ending(self, number: int) -> str:
+        return f"-{number:05}-of-{len(self.parts) + 1:05}.gguf"
+
+    @property
+    def files(self) -> list[tuple[Path, int, str]]:
+        """Path, size and sha256 of each file, the one that libllama is given first."""
+        stem = str(self.path).removesuffix(self._ending(1))
+        further = [
+            (Path(stem + self._ending(number)), part.size, part.sha256)
+            for number, part in enumerate(self.parts, 2)
+        ]
+        return [(self.path, self.size, self.sha256), *further]
+
+    @property
+    def digest(self) -> str:
+        """Tells models apart; of a split one, two may have the same first file."""
+        if not self.parts:
+            return self.sha256
+        return hashlib.sha256("".join(file[2] for file in self.files).encode()).hexdigest()
 
 
 class ServerSection(Section):

@@ -9,13 +9,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
 
 from vistrald.cgroup import memory_limit, usable_cores
-from vistrald.settings import EngineSection, Settings
+from vistrald.settings import EngineSection, ModelSection, Settings
 from vistrald.trial import Speed, Trial, gives_huge_pages
 
 # What is asked, for the sake of one figure: a new question about a known document, a short answer.
@@ -51,7 +50,7 @@ def tune(
     Raises TuneError if the model does not fit beside what runs, or a trial fails.
     """
     run = run or run_trial
-    _check_memory(settings.model.path)
+    _check_memory(settings.model)
     threads = settings.engine.threads or usable_cores()
     best = run(Trial(model=settings.model.path, engine=_roomy(settings.engine), threads=threads))
     speeds = [best]
@@ -199,14 +198,14 @@ def _with(trial: Trial, **engine: Any) -> Trial:
     return trial.model_copy(update={"engine": trial.engine.model_copy(update=engine)})
 
 
-def _check_memory(model: Path) -> None:
-    needed = model.stat().st_size + BESIDE_WEIGHTS
+def _check_memory(model: ModelSection) -> None:
+    needed = sum(size for _, size, _ in model.files) + BESIDE_WEIGHTS
     free = psutil.virtual_memory().available
     limit = memory_limit()
     if limit is not None:
         free = min(free, limit)
     if needed > free:
         raise TuneError(
-            f"{model} needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are available; stop "
-            "the daemon while its host is measured: systemctl stop vistrald.socket vistrald"
+            f"{model.path} needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are available; "
+            "stop the daemon while its host is measured: systemctl stop vistrald.socket vistrald"
         )

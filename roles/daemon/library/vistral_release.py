@@ -29,12 +29,12 @@ options:
     description: What to do.
     type: str
     required: true
-    choices: [status, activate, rollback, prune]
+    choices: [status, activate, rollback, mark, prune]
   id:
-    description: The release to activate.
+    description: The release to activate, or to mark bad.
     type: str
   reason:
-    description: Why a rollback leaves the release.
+    description: Why a rollback leaves the release, or why it is marked bad.
     type: str
   allow_none:
     description: Without a release before, end with none instead of refusing.
@@ -225,6 +225,14 @@ def rollback(root: Path, reason: str, *, allow_none: bool) -> dict[str, Any]:
     return switch(root, target)
 
 
+def mark(root: Path, identity: str, reason: str) -> dict[str, Any]:
+    """Marks a release bad that is not current. Raises RefusedError."""
+    if identity == current(root) or identity not in [release.id for release in load(root)]:
+        raise RefusedError(f"{identity} is current, or no release in {root}: it is not marked bad.")
+    write_text(root / "releases" / identity / "bad", " ".join(reason.split()))
+    return {"changed": True}
+
+
 def prune(root: Path, keep: int, *, remove: bool) -> dict[str, Any]:
     """Removes old releases and unfinished ones; the current one and its way back always stay."""
     releases = load(root)
@@ -253,6 +261,8 @@ def run(params: dict[str, Any], cwd: Path | None, *, check_mode: bool) -> dict[s
         answer = {"changed": True, "left": current(root)}
     elif action == "activate":
         answer = activate(root, params["id"])
+    elif action == "mark":
+        answer = mark(root, params["id"], params["reason"])
     else:
         answer = rollback(root, params["reason"], allow_none=params["allow_none"])
     releases, now, runs = load(root), current(root), running(root, cwd)
@@ -275,7 +285,7 @@ def main() -> None:
             "action": {
                 "type": "str",
                 "required": True,
-                "choices": ["status", "activate", "rollback", "prune"],
+                "choices": ["status", "activate", "rollback", "mark", "prune"],
             },
             "id": {"type": "str"},
             "reason": {"type": "str"},
@@ -283,7 +293,11 @@ def main() -> None:
             "keep": {"type": "int", "default": 3},
             "unit": {"type": "str", "default": "vistrald.service"},
         },
-        required_if=[("action", "activate", ["id"]), ("action", "rollback", ["reason"])],
+        required_if=[
+            ("action", "activate", ["id"]),
+            ("action", "rollback", ["reason"]),
+            ("action", "mark", ["id", "reason"]),
+        ],
         supports_check_mode=True,
     )
     show = ["systemctl", "show", module.params["unit"], "--property=MainPID", "--value"]

@@ -124,9 +124,11 @@ def install(part: Path, path: Path, sha256: str, size: int) -> dict[str, Any]:
     """Verifies a fetched file and puts it in place. Raises ValueError after removing a bad one."""
     if reason := mismatch(part, sha256, size):
         part.unlink(missing_ok=True)
+        part.with_name(part.name + ".aria2").unlink(missing_ok=True)
         raise ValueError(
             f"{part}: {reason}. The file was removed and nothing was installed; run again to fetch "
-            "it anew, or correct model_sha256 and model_size_bytes in the inventory."
+            "it anew, leave out the mirror that sent it, or correct the pin (model_sha256, "
+            "model_size_bytes or the catalogue's entry)."
         )
     part.chmod(0o644)
     with part.open("rb") as handle:

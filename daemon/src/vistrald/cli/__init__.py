@@ -3,7 +3,7 @@
 import click
 
 from vistrald import __version__
-from vistrald.cli import client, conversion, frameworks, migration, service, sizing, tuning
+from vistrald.cli import client, conversion, frameworks, migration, pin, service, sizing, tuning
 
 
 @click.group()
@@ -25,5 +25,6 @@ for command in (
     migration.migrate,
     conversion.convert,
     conversion.quantize,
+    pin.pin,
 ):
     main.add_command(command)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from vistrald import log, model_file
+from vistrald import log, model_file, model_parts
 from vistrald import smoke as smoke_test
 from vistrald.cli.output import as_json_option, config_option, finish, print_json, read_config
 
@@ -39,7 +39,7 @@ def check_config(file: Path, as_json: bool) -> None:
 @config_option
 @as_json_option
 def verify_model(config: Path, as_json: bool) -> None:
-    """Compare the model file with the configured size and sha256. Exits 0 or 1."""
+    """Compare the model's files with the configured sizes and digests. Exits 0 or 1."""
     settings = read_config(config, as_json)
     model = settings.model
     began = time.monotonic()
@@ -48,10 +48,8 @@ def verify_model(config: Path, as_json: bool) -> None:
         with click.progressbar(
             length=100, label="sha256", file=sys.stderr, hidden=as_json
         ) as progress:
-            hashed = model_file.verify(
-                model.path,
-                model.size,
-                model.sha256,
+            hashed = model_parts.verify(
+                model,
                 settings.paths.state_dir,
                 lambda fraction: progress.update(int(fraction * 100) - progress.pos),
             )
