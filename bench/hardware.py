@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+
+from vistrald.sizing import host
 
 READ_BYTES = 512 * 2**20  # for each thread: far beyond any cache
 MATRIX = 4096  # rows and columns
@@ -13,19 +14,8 @@ REPEATS = 5
 
 
 def read_bandwidth(threads: int) -> float:
-    """Bytes a second that so many threads read from memory together: the best of a few times.
-
-    Decode reads every weight once for a token; nothing of it is written.
-    """
-    arrays = [np.ones(READ_BYTES // 8, dtype=np.float64) for _ in range(threads)]
-    with ThreadPoolExecutor(threads) as pool:
-
-        def once() -> float:
-            began = time.monotonic()
-            list(pool.map(np.max, arrays))  # releases the interpreter's lock
-            return time.monotonic() - began
-
-        return threads * READ_BYTES / min(once() for _ in range(REPEATS))
+    """Bytes a second that so many threads read from memory together: the best of a few times."""
+    return host.read_bandwidth(threads, READ_BYTES)
 
 
 def flops() -> float:
