@@ -103,7 +103,7 @@ class Launcher:
         config = self.directory / f"{len(self.daemons)}.toml"
         config.write_text(
             f'[model]\npath = "{model.path}"\nsha256 = "{model.sha256}"\n'
-            f'size = {model.size}\nname = "{model.name}"\n'
+            f'size = {model.size}\nname = "{model.name}"\nformat = "{model.format}"\n'
             f'[server]\nlisten = "127.0.0.1:{port}"\ngrace_seconds = {grace}\n'
             f"[engine]\nthreads = 1\n{engine}\n"
             f'[generation]\nmax_tokens = 400\n[paths]\nstate_dir = "{self.directory}/state"\n'
@@ -336,6 +336,21 @@ def test_an_altered_model_ends_the_service_with_both_digests(
     assert model_section.sha256 in log
     assert log.count("Booting worker") == 1
     assert "backend library" not in log  # libllama was not even started
+
+
+@pytest.mark.requirement("5.1")
+def test_a_model_of_another_prompt_format_is_refused_before_it_is_loaded(
+    launcher: Launcher, model_section: ModelSection
+) -> None:
+    daemon = launcher.start(model=model_section.model_copy(update={"format": "v7-tekken"}))
+    assert daemon.process.wait(timeout=30) == 4
+    log = daemon.log.read_text()
+    assert "model refused" in log
+    assert "<|im_start|>user" in log  # what the file makes
+    assert "[INST]uuu[/INST]" in log  # what was expected
+    assert "backend library" not in log
+    own = launcher.start(model=model_section.model_copy(update={"format": "chatml"}))
+    launcher.ready(own)
 
 
 def test_a_killed_worker_ends_the_service(launcher: Launcher) -> None:

@@ -21,7 +21,9 @@ from vistrald.engine.engine import Engine, QueueFullError
 from vistrald.engine.prompt import PromptEncoder
 from vistrald.engine.sampling import Sampling
 from vistrald.engine.sequence import DeadlineUnreachableError, Result, Stream
-from vistrald.engine.template import ChatTemplate, TemplateError
+from vistrald.engine.template import ChatTemplate, TemplateError, check_format
+from vistrald.gguf_header import read_header
+from vistrald.gguf_source import FileSource
 from vistrald.metrics import Metrics
 from vistrald.notify import Notifier
 from vistrald.settings import Settings
@@ -175,6 +177,7 @@ class Service:
     def _run(self) -> None:
         try:
             self._verify()
+            self._check_format()
             self._check_memory()
             engine = self._load()
             self._warm_up(engine)
@@ -206,6 +209,13 @@ class Service:
                 seconds=time.monotonic() - began,
             )
         )
+
+    def _check_format(self) -> None:
+        """A wrong format is answered in silence, only worse; so the file's template is tried."""
+        model = self.settings.model
+        if model.format != "any":
+            with FileSource(model.path) as source:
+                check_format(read_header(source).chat_template, model.format)
 
     def _check_memory(self) -> None:
         """Before gigabytes are read: the kernel would end the process in the midst of them."""

@@ -35,6 +35,9 @@ class ModelSection(Section):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     size: int = Field(gt=0, description="bytes")
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$", description="id in the API")
+    format: Literal["any", "v7-tekken", "chatml"] = Field(
+        default="any", description="the prompt format that the file's own template must have"
+    )
     parts: list[PartSection] = Field(default=[], description="the files after the first")
 
     @model_validator(mode="after")

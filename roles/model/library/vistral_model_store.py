@@ -63,7 +63,7 @@ text:
   type: str
   returned: always
 model:
-  description: "For served and former: name, path, sha256, size, parts and release."
+  description: "For served and former: name, path, sha256, size, format, parts and release."
   type: dict
   returned: for served and former
 removed:
@@ -206,6 +206,7 @@ def describe(folder: Path) -> dict[str, Any]:
     table = read_release(folder)
     keys = ("name", "path", "sha256", "size")
     return {key: table[key] for key in keys} | {
+        "format": table.get("format", "any"),
         "parts": table.get("parts", []),
         "release": folder.name,
     }

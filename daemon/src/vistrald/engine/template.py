@@ -9,6 +9,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, NoReturn
 
@@ -101,6 +102,55 @@ class ChatTemplate:
             raise TemplateError(
                 f"the model's chat template refuses these messages: {error}"
             ) from None
+
+
+@dataclass(frozen=True)
+class Format:
+    """A published prompt format, as a conversation and what it becomes."""
+
+    bos: str
+    eos: str
+    rendered: str  # of PROBE
+
+
+# No template of these formats adds a system text of its own where there is one.
+PROBE = [
+    Message("system", "sss"),
+    Message("user", "uuu"),
+    Message("assistant", "aaa"),
+    Message("user", "vvv"),
+]
+FORMATS = {
+    # The base family's model card: no spaces after the tags.
+    "v7-tekken": Format(
+        "<s>",
+        "</s>",
+        "<s>[SYSTEM_PROMPT]sss[/SYSTEM_PROMPT][INST]uuu[/INST]aaa</s>[INST]vvv[/INST]",
+    ),
+    "chatml": Format(
+        "",
+        "<|im_end|>",
+        "<|im_start|>system\nsss<|im_end|>\n<|im_start|>user\nuuu<|im_end|>\n"
+        "<|im_start|>assistant\naaa<|im_end|>\n<|im_start|>user\nvvv<|im_end|>\n"
+        "<|im_start|>assistant\n",
+    ),
+}
+
+
+def check_format(source: str | None, name: str) -> None:
+    """Whether a template makes prompts of this format. Raises TemplateError with both shown.
+
+    What it renders is compared, not its text: the same format is written in many ways.
+    """
+    expected = FORMATS[name]
+    template = ChatTemplate(source, bos=expected.bos, eos=expected.eos)
+    found = "".join(part.text for part in template.render(PROBE))
+    if found != expected.rendered:
+        raise TemplateError(
+            f"the model's chat template makes {found!r} of a conversation, the format {name} is "
+            f"{expected.rendered!r}; take the file of another publisher, or set model.format to "
+            "the format that the model was trained with"
+        )
 
 
 def _raise_exception(message: str) -> NoReturn:
