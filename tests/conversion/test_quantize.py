@@ -148,7 +148,9 @@ def test_a_command_that_is_ended_leaves_no_model_and_no_process(tmp_path, end):
     folder = mlx_files.model(wide=16384).write(tmp_path / "mlx")
     source, dest = tmp_path / "F16.gguf", tmp_path / "small.gguf"
     convert(plan(folder, "F16"), source, "larger")
-    command = [sys.executable, "-m", "vistrald", "quantize", source, dest, "--type=IQ4_XS"]
+    # What is started in the background ignores Ctrl+C, and so would all that it starts.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "vistrald"]
+    command += ["quantize", source, dest, "--type=IQ4_XS"]
     child = subprocess.Popen([*command, "--threads=1"], stderr=subprocess.DEVNULL)
     wait_until(part_of(dest).exists)
     quantizer = psutil.Process(child.pid).children()[0]
