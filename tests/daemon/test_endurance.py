@@ -1,5 +1,9 @@
-"""Ten thousand requests: nothing that one of them takes stays behind."""
+"""Ten thousand requests: nothing that one of them takes stays behind.
 
+The model is as small as one can be: what could stay behind is the daemon's, not the model's.
+"""
+
+import hashlib
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +13,7 @@ import psutil
 import pytest
 import requests
 
+from bench.synthetic import Shape, write
 from tests.daemon.helpers import wait_until
 from tests.daemon.test_serve import Daemon, Launcher
 from vistrald.settings import ModelSection
@@ -19,9 +24,20 @@ GROWTH = 4e6  # bytes; 500 for each request of the rest would be seen
 WORDS = ("theft", "robbery", "lease", "heir", "court", "fine", "term", "appeal")
 
 
+SMALLEST = Shape(
+    layers=1, hidden=256, feed_forward=256, heads=2, kv_heads=1, head_dim=128, vocabulary=2048
+)
+
+
 @pytest.fixture
-def daemon(tmp_path: Path, model_section: ModelSection) -> Iterator[Daemon]:
-    launcher = Launcher(tmp_path, model_section)
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    path = tmp_path / "smallest.gguf"
+    write(path, "IQ4_XS", SMALLEST)
+    data = path.read_bytes()
+    model = ModelSection(
+        path=path, sha256=hashlib.sha256(data).hexdigest(), size=len(data), name="smallest"
+    )
+    launcher = Launcher(tmp_path, model)
     yield launcher.ready(launcher.start("context_tokens = 1024"))
     launcher.stop_all()
 
@@ -44,7 +60,7 @@ def ask(session: requests.Session, url: str, number: int) -> None:
             assert answer.status_code == 400, answer.text
         case 3:
             messages = [{"role": "user", "content": question}]
-            chat = {"model": "smollm2-135m", "messages": messages, "max_tokens": 1}
+            chat = {"model": "smallest", "messages": messages, "max_tokens": 1}
             answer = session.post(f"{url}/v1/chat/completions", json=chat, timeout=60)
             assert answer.status_code == 200, answer.text
         case _:
