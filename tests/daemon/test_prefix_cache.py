@@ -304,8 +304,9 @@ def test_every_token_sees_its_own_prefix_and_nothing_else(seed: int, ids: int) -
             tail = [chance.randrange(3) for _ in range(chance.randint(1, 25))]
             prompt = chance.choice(BEGINNINGS) + tail
             most = work.memory.size - len(prompt)
-            new = sequence(prompt, chance.randint(1, min(most, 20)))
-            new.keep = chance.random() < 0.2
+            keep = chance.random() < 0.2  # then no answer is wanted, as with Engine.keep()
+            new = sequence(prompt, 1 if keep else chance.randint(1, min(most, 20)))
+            new.keep = keep
             work.scheduler.add(new)
         known = [*work.scheduler.running, *work.scheduler.waiting]
         if known and chance.random() < 0.1:
