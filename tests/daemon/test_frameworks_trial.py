@@ -69,9 +69,12 @@ def test_llama_and_mlx_are_tried(model_path: Path, tmp_path: Path) -> None:
     # Wrongly ordered rows of queries and keys would give another answer, if any.
     first = llama["small"]["variants"]["Q8_0"]["answer"][:8]
     assert mlx["small"]["variants"]["8-bit, float32"]["answer"][:8] == first
-    assert report["recommended"] == "llama.cpp"
-    verdict = {each["framework"]: each for each in report["verdicts"]}["mlx"]
-    assert verdict["reasons"] == ["too_slow"]
+    # A busy machine may find llama.cpp too slow as well; MLX is behind it by more than noise makes.
+    verdicts = {each["framework"]: each for each in report["verdicts"]}
+    assert verdicts["mlx"]["reasons"] == ["too_slow"]
+    assert report["recommended"] in {"llama.cpp", None}
+    decode = {name: each["rates_24b"]["decode"]["likely"] for name, each in verdicts.items()}
+    assert decode["llama.cpp"] > 5 * decode["mlx"]
     assert "**Работает, но не годится.**" in written.read_text()
     assert not list(scratch.iterdir())
 
