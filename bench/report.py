@@ -91,13 +91,13 @@ def markdown(report: Report) -> str:
         f"threads, {setup.context_tokens} tokens of context in {setup.kv_type}, {setup.slots} "
         f"sequences, {setup.batch_tokens} tokens a batch; {report.rounds} rounds.",
         "",
-        *_lines(
+        *markdown_table(
             ["", "of", "least – median – most", "bar", ""], [_bar(report, bar) for bar in BARS]
         ),
         "",
         "Medians over the rounds, least and most in brackets:",
         "",
-        *_lines(["", *names], [[_title(row), *_values(report, row)] for row in ROWS]),
+        *markdown_table(["", *names], [[_title(row), *_values(report, row)] for row in ROWS]),
         "",
         "| server | version | started as | |",
         "| --- | --- | --- | --- |",
@@ -194,5 +194,6 @@ def _bar(report: Report, bar: Bar) -> list[str]:
     return [bar.title, names, shown, limit, "met" if bar.met(found.median) else "missed"]
 
 
-def _lines(head: list[str], body: list[list[str]]) -> list[str]:
+def markdown_table(head: list[str], body: list[list[str]]) -> list[str]:
+    """A table in Markdown."""
     return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body)]

@@ -15,10 +15,9 @@ from typing import Any
 import click
 import requests
 
-from bench import hardware, machine, servers, synthetic
+from bench import hardware, machine, report, servers, synthetic
 from bench.control_group import limited, looked_at
 from bench.corpus import Corpus, read
-from bench.report import put_into
 from tools.wheelhouse import LLAMA_VERSION, cache_dir
 from vistrald.settings import EngineSection
 from vistrald.trial import Speed, Trial
@@ -75,7 +74,7 @@ def main(kinds: tuple[str, ...], threads: int | None, docs: Path | None) -> None
     click.echo(text)
     if docs:
         document = docs / "benchmarks-24b.md"
-        document.write_text(put_into(document.read_text(), text))
+        document.write_text(report.put_into(document.read_text(), text))
         data = [_as_dict(each) for each in found]
         (docs / "benchmarks-24b.json").write_text(json.dumps(data, indent=1) + "\n")
 
@@ -193,9 +192,7 @@ def _markdown(found: list[Measured], threads: int) -> str:
         f"Measured {described.date} on {described}; {threads} threads, llama.cpp of "
         f"llama-cpp-python {LLAMA_VERSION}, kernels {found[0].speed.backend}.",
         "",
-        "| " + " | ".join(head) + " |",
-        "| " + " | ".join(["---"] * len(head)) + " |",
-        *("| " + " | ".join([title, *values]) + " |" for title, values in rows),
+        *report.markdown_table(head, [[title, *values] for title, values in rows]),
     ]
     return "\n".join(lines)
 

@@ -14,9 +14,8 @@ from tempfile import TemporaryDirectory
 import click
 import requests
 
-from bench import machine, model, servers, synthetic
+from bench import machine, model, report, servers, synthetic
 from bench.control_group import limited, looked_at
-from bench.report import put_into
 from tools.wheelhouse import LLAMA_VERSION, cache_dir
 from vistrald.sizing import plan
 from vistrald.sizing.account import Use
@@ -109,7 +108,9 @@ def main(quick: bool, docs: Path | None) -> None:
     click.echo(text)
     if docs:
         document = docs / "sizing.md"
-        document.write_text(put_into(document.read_text(encoding="utf-8"), text), encoding="utf-8")
+        document.write_text(
+            report.put_into(document.read_text(encoding="utf-8"), text), encoding="utf-8"
+        )
     sys.exit(any(abs(each.error) > BAR or each.kills for each in found))
 
 
@@ -160,9 +161,7 @@ def _markdown(found: list[Compared]) -> str:
     lines = [
         f"Measured {described.date} on {described}; llama.cpp of llama-cpp-python {LLAMA_VERSION}.",
         "",
-        "| " + " | ".join(HEAD) + " |",
-        "| " + " | ".join(["---"] * len(HEAD)) + " |",
-        *("| " + " | ".join(each.cells()) + " |" for each in found),
+        *report.markdown_table(HEAD, [each.cells() for each in found]),
     ]
     return "\n".join(lines)
 

@@ -16,28 +16,14 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, Ll
 from gguf.gguf_reader import ReaderTensor
 from gguf.quants import dequantize, quantize
 
+from vistrald.conversion.weights import LAYER_MODULES, MODULES
+
 ARCHITECTURE = "llama"
 CONTROL_TOKEN = 3  # enum llama_token_type
 # What the reader adds for the header's own numbers, and what the writer makes anew.
 NOT_COPIED = ("GGUF.", "general.architecture", "general.file_type")
 Q8_0_BLOCK = 32  # weights in a row that share a scale
 
-LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-NAMES = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
 NOT_WEIGHTS = {"rope_freqs.weight"}  # computed from the configuration by everybody else
 
 
@@ -207,9 +193,10 @@ def _hugging_face_name(name: str) -> str:
         return name
     if name.startswith("blk."):
         _, layer, part, *kind = name.split(".")
-        if kind == ["weight"] and part in LAYER_NAMES:
-            return f"model.layers.{layer}.{LAYER_NAMES[part]}.weight"
-    return NAMES.get(name, "")
+        if kind == ["weight"] and part in LAYER_MODULES:
+            return f"model.layers.{layer}.{LAYER_MODULES[part]}.weight"
+    module = MODULES.get(name.removesuffix(".weight"))
+    return f"{module}.weight" if module and name.endswith(".weight") else ""
 
 
 def _write_safetensors(
